@@ -1,0 +1,1 @@
+"""Shipped data objects, each with the roles train, validation and test."""

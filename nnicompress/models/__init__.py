@@ -1,0 +1,1 @@
+"""Shipped models: plain torch files, and doors to the models of other libraries."""
