@@ -1,0 +1,105 @@
+"""Capture a model once, with torch.export; everything that needs the graph reads this capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from nnicompress.errors import JobError
+from nnicompress.graph.provenance import CALL, RecordCalls, tracked_attributes
+
+
+class _Recorded(nn.Module):
+    """Runs the model's forward under RecordCalls, from inside the capture."""
+
+    def __init__(self, model: nn.Module, calls: RecordCalls) -> None:
+        super().__init__()
+        self.model = model
+        self._calls = calls
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._calls:
+            return self.model(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """One captured forward of a model in eval mode.
+
+    `graph` holds ATen operators. `tensors` maps a placeholder's name to the parameter or buffer behind it (its name in
+    the model, the first one where tied), `shapes` their shapes by that name; `calls` are the Python-level arguments of
+    each torch call, with the provenance of every size.
+    """
+
+    graph: torch.fx.Graph
+    tensors: Mapping[str, str]
+    shapes: Mapping[str, torch.Size]
+    calls: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]
+
+    def module_of(self, node: Node) -> str:
+        """The path of the innermost module whose forward made `node`; empty for the model itself."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""
+
+    def call_of(self, node: Node) -> int | None:
+        """The number of the Python-level torch call that made `node`."""
+        call = (node.meta.get("custom") or {}).get(CALL)
+        return None if call is None else int(call)
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Captured:
+    """Export `model` in eval mode on these inputs (static shapes); the model is left as it was.
+
+    Raises JobError with torch.export's own reason where the forward can't be captured.
+    """
+    calls = RecordCalls()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), tracked_attributes(model), _without_stack_traces():
+            program = torch.export.export(_Recorded(model, calls), args, dict(kwargs or {}), strict=False)
+    except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    signature = program.graph_signature
+    behind = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    canonical = _first_names(model)
+    tensors = {
+        placeholder: canonical.get(name.removeprefix("model."), name.removeprefix("model."))
+        for placeholder, name in behind.items()
+    }
+    shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return Captured(program.graph, tensors, shapes, tuple(calls.arguments))
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """A seventh of the capture's time goes into formatting a Python stack for each node, which nothing here reads."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    everything: list[tuple[str, Tensor]] = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in everything:
+        names[name] = first.setdefault(id(tensor), name)
+    return names

@@ -1,0 +1,256 @@
+"""Find a model's channel groups by following dimensions through its captured graph.
+
+    placeholders get labels -> each operator's rule carries and unites them -> size constraints are settled
+    -> sets that live in the same tensors become one width
+
+Linear in the number of operators: every node is visited once, and locks only grow while constraints are settled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import Node
+
+from nnicompress.graph import rules_join, rules_shape  # noqa: F401  (they register their rules)
+from nnicompress.graph.analysis import Analysis, Value, op_name
+from nnicompress.graph.capture import Captured
+from nnicompress.graph.provenance import AttributeOf, TrackedInt
+from nnicompress.graph.rules import RULES, is_pointwise, pointwise
+from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, ModuleOutput, Slot, Unprunable, Width
+
+
+def find_channel_groups(captured: Captured) -> ChannelGroups:
+    """All widths of the captured model, with the reasons for what can't be pruned."""
+    analysis = Analysis(captured, captured.shapes)
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            analysis.placeholder(node)
+        elif node.op == "call_function":
+            analysis.finish(node, _apply_rule(analysis, node))
+        elif node.op == "output":
+            for leaf in node.all_input_nodes:
+                analysis.lock_all(analysis.values[leaf], "it is an output of the model")
+    losses = _settle(analysis)
+    return _collect(analysis, losses)
+
+
+def _apply_rule(analysis: Analysis, node: Node) -> Value:
+    name = op_name(node)
+    if name in RULES:
+        return RULES[name](analysis, node)
+    if is_pointwise(node):
+        return pointwise(analysis, node)
+    for operand in node.all_input_nodes:
+        analysis.lock_all(analysis.values[operand], f"{analysis.place(node)} is an operator without a rule")
+    fixed: Value = _fixed_value(node.meta.get("val"))
+    return fixed
+
+
+def _fixed_value(value: Any) -> Any:
+    """No labels, for every tensor of an output."""
+    if isinstance(value, torch.Tensor):
+        return [None] * value.dim()
+    return [_fixed_value(part) for part in value] if isinstance(value, (tuple, list)) else []
+
+
+Losses = dict[tuple[str, str], dict[int, int]]
+"""(module, attribute) -> representative -> by how much the attribute falls when that channel group is removed."""
+
+
+def _settle(analysis: Analysis) -> Losses:
+    """Lock whatever the forward's own sizes can't follow; return how attributes follow the rest."""
+    explained = {
+        (constraint.call, origin)
+        for constraint in analysis.constraints
+        for origin in constraint.size.origins
+        if isinstance(origin, AttributeOf)
+    }
+    elsewhere = _attributes_used_elsewhere(analysis.captured, explained)
+    while True:
+        locked = analysis.atoms.locked()
+        losses: Losses = {}
+        fixed: dict[int, str] = {}
+        for constraint in analysis.constraints:
+            counts = _free_counts(analysis, constraint.labels, locked)
+            attributes = [o for o in constraint.size.origins if isinstance(o, AttributeOf)]
+            shapes = [(o, analysis.origin_labels(o)) for o in constraint.size.origins if o not in attributes]
+            moving = [(o, found) for o, labels in shapes if (found := _free_counts(analysis, labels, locked))]
+            place = constraint.place
+            if len(moving) == 1 and not attributes:
+                origin, source = moving[0]
+                per_unit = Fraction(constraint.size.value, origin.value)
+                for root in counts.keys() | source.keys():
+                    if counts.get(root, 0) != per_unit * source.get(root, 0):
+                        fixed[root] = f"{place} computes a size that does not follow it"
+            elif len(attributes) == 1 and not moving:
+                own = attributes[0]
+                per_unit = Fraction(constraint.size.value, own.value)
+                loss = {root: count / per_unit for root, count in counts.items()}
+                first = losses.setdefault(
+                    (own.module, own.attribute), {r: int(v) for r, v in loss.items() if v.denominator == 1}
+                )
+                name = f"{own.module}.{own.attribute}".lstrip(".")
+                for root in first.keys() | loss.keys():
+                    if first.get(root) != loss.get(root):
+                        fixed[root] = f"{place}: `{name}` stands for other sizes too"
+                    elif own in elsewhere:
+                        fixed[root] = f"{place}: `{name}` is used elsewhere too"
+            elif counts or moving:
+                for root in [*counts, *(root for _, found in moving for root in found)]:
+                    fixed[root] = f"{place} has the literal size {constraint.size.value}"
+        if not fixed:
+            return losses
+        for root, reason in fixed.items():
+            analysis.atoms.lock(np.array([root]), reason)
+
+
+def _free_counts(analysis: Analysis, labels: Indices | None, locked: dict[int, str]) -> dict[int, int]:
+    if labels is None or not labels.size:
+        return {}
+    roots, counts = np.unique(analysis.atoms.find(labels), return_counts=True)
+    return {r: c for r, c in zip(roots.tolist(), counts.tolist(), strict=True) if r not in locked}
+
+
+def _attributes_used_elsewhere(captured: Captured, explained: set[Any]) -> set[AttributeOf]:
+    """Attributes given to a call whose rule knows nothing of it: rewriting them would change that call."""
+    found: set[AttributeOf] = set()
+    for number, (args, kwargs) in enumerate(captured.calls):
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, TrackedInt):
+                found |= {o for o in leaf.size.origins if isinstance(o, AttributeOf) and (number, o) not in explained}
+    return found
+
+
+def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
+    """Sets that live in the same tensors, equally often, form one width."""
+    roots_of = {key: analysis.atoms.find(atoms) for key, atoms in analysis.slots.items()}
+    locked = analysis.atoms.locked()
+    free = np.zeros(len(analysis.atoms), dtype=bool)
+    for key, roots in roots_of.items():
+        free[roots] |= analysis.roles.get(key) == "output"
+    produced = free.copy()
+    free[np.fromiter(locked, dtype=np.int64, count=len(locked))] = False
+    family_of = _families(roots_of, losses, free)
+    widths = _widths(analysis, roots_of, family_of)
+    numbers = np.full(len(analysis.atoms), -1, dtype=np.int64)
+    members = np.concatenate([roots for _, roots in widths]) if widths else np.empty(0, dtype=np.int64)
+    numbers[members] = np.arange(len(members))
+
+    def reason(root: int) -> str:
+        if root in locked:
+            return locked[root]
+        return "all its indices are tied together" if produced[root] else "no layer with weights produces it"
+
+    ties = tuple(
+        AttributeTie(module, attribute, tied)
+        for (module, attribute), loss in losses.items()
+        if (tied := {w.name: np.array([loss[r] for r in roots.tolist()]) for w, roots in widths if roots[0] in loss})
+    )
+    return ChannelGroups(
+        tuple(width for width, _ in widths),
+        _unprunable(roots_of, numbers, reason),
+        ties,
+        _module_outputs(analysis, numbers),
+    )
+
+
+def _families(roots_of: dict[tuple[str, int], Indices], losses: Losses, free: NDArray[np.bool_]) -> Indices:
+    """For each representative the number of its family, or -1: partition refinement by (tensor, how often)."""
+    family = np.where(free, 0, -1)
+    highest = 1
+    features = [np.unique(roots[free[roots]], return_counts=True) for roots in roots_of.values()]
+    for loss in losses.values():
+        tied = np.fromiter(loss, dtype=np.int64, count=len(loss))
+        features.append((tied[free[tied]], np.array([loss[r] for r in tied[free[tied]].tolist()], dtype=np.int64)))
+    for roots, counts in features:
+        if roots.size:
+            _, refined = np.unique(family[roots] * (counts.max() + 1) + counts, return_inverse=True)
+            family[roots] = highest + refined
+            highest += int(refined.max()) + 1
+    sizes = np.bincount(family[family >= 0], minlength=highest)
+    # A family of one can only go as a whole, and then nothing would be left of the layer.
+    return np.where((family >= 0) & (sizes[family] > 1), family, -1)
+
+
+def _widths(
+    analysis: Analysis, roots_of: dict[tuple[str, int], Indices], family_of: Indices
+) -> list[tuple[Width, Indices]]:
+    """Each family as a width, with its representatives in the order of its channel groups."""
+    members: dict[int, Indices] = {}
+    slots: dict[int, list[Slot]] = defaultdict(list)
+    rank_of = np.full(len(analysis.atoms), -1, dtype=np.int64)
+    # Producers first: their order is the order of a width's channel groups.
+    for key in sorted(roots_of, key=lambda key: analysis.roles.get(key) != "output"):
+        roots = roots_of[key]
+        families = family_of[roots]
+        for family in np.unique(families[families >= 0]).tolist():
+            positions = np.flatnonzero(families == family)
+            own = roots[positions]
+            if family not in members:
+                found, first = np.unique(own, return_index=True)
+                members[family] = found[np.argsort(first)]
+                rank_of[members[family]] = np.arange(len(found))
+            order = np.argsort(rank_of[own], kind="stable")
+            indices = positions[order].reshape(len(members[family]), -1)
+            slots[family].append(Slot(*key, indices, analysis.roles.get(key, "inner")))
+    times: dict[str, int] = {}
+    result = []
+    for family, own_slots in slots.items():
+        tensor = own_slots[0].tensor
+        module = tensor.rpartition(".")[0] or tensor
+        times[module] = times.get(module, 0) + 1
+        name = module if times[module] == 1 else f"{module}#{times[module]}"
+        result.append((Width(name, len(members[family]), tuple(own_slots)), members[family]))
+    return result
+
+
+def _unprunable(
+    roots_of: dict[tuple[str, int], Indices], numbers: Indices, reason: Callable[[int], str]
+) -> tuple[Unprunable, ...]:
+    """The indices of each tensor's dimensions that belong to no width, counted by reason."""
+    result = []
+    for (tensor, dim), roots in roots_of.items():
+        reasons: dict[str, int] = {}
+        for root, count in zip(
+            *(a.tolist() for a in np.unique(roots[numbers[roots] < 0], return_counts=True)), strict=True
+        ):
+            reasons[reason(root)] = reasons.get(reason(root), 0) + count
+        result += [Unprunable(tensor, dim, count, why) for why, count in reasons.items()]
+    return tuple(result)
+
+
+def _module_outputs(analysis: Analysis, numbers: Indices) -> tuple[ModuleOutput, ...]:
+    """The channel groups in what each call of a module returned, which its last node made."""
+    nodes = [node for node in analysis.captured.graph.nodes if node.op == "call_function"]
+    calls: dict[str, int] = {}
+    result = []
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        module = analysis.captured.module_of(node)
+        if not module or (following is not None and analysis.captured.module_of(following) == module):
+            continue
+        call = calls[module] = calls.get(module, -1) + 1
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            labels = analysis.labels(node)
+            dims = tuple(None if own is None else numbers[analysis.atoms.find(own)] for own in labels)
+            result.append(ModuleOutput(module, call, dims))
+    return tuple(result)
+
+
+def prunable_fraction(model: nn.Module, groups: ChannelGroups) -> float:
+    """The share of convolution and linear weights (elements) that lie in at least one width."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = [m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    weights = {names[id(layer.weight)]: layer.weight.shape for layer in layers if id(layer.weight) in names}
+    inside = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in weights.items()}
+    for slot in (slot for width in groups.widths for slot in width.slots):
+        if slot.tensor in inside:
+            inside[slot.tensor].index_fill_(slot.dim, torch.from_numpy(slot.indices.ravel()), True)
+    return sum(int(mask.sum()) for mask in inside.values()) / sum(shape.numel() for shape in weights.values())
