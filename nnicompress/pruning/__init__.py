@@ -1,0 +1,1 @@
+"""Pruning: importance, granularity, allocation, schedule, masks, and the pruner that combines them."""

@@ -1,0 +1,196 @@
+"""What a pruner's targets come to on one model: the widths and tensors to prune, and what can't be, with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from nnicompress.errors import ConfigError
+from nnicompress.graph.widths import ChannelGroups, Slot, Width
+from nnicompress.pruning.granularity import block_shape
+from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, PrunerSettings, TensorSettings
+from nnicompress.pruning.targets import Selection, parameter_names, select
+
+
+@dataclass(frozen=True, eq=False)
+class WidthTarget:
+    """A width to prune; `modules` are the selected ones that share it, and one group is `cost` of their channels."""
+
+    width: Width
+    target: str
+    settings: TensorSettings
+    modules: tuple[str, ...]
+    cost: int
+
+    @property
+    def channels_per_group(self) -> int:
+        """How many channels of its first producer one group is."""
+        return int(first_producer(self.width).indices.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTarget:
+    """A parameter to prune element by element, or in blocks of this shape."""
+
+    tensor: str
+    target: str
+    settings: TensorSettings
+    block: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """Channels of selected modules that were asked for and must stay."""
+
+    module: str
+    ratio: float
+    channels: int
+    of: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All of it."""
+
+    widths: tuple[WidthTarget, ...]
+    tensors: tuple[TensorTarget, ...]
+    unpruned: tuple[Unpruned, ...]
+
+
+def first_producer(width: Width) -> Slot:
+    """The slot that counts a width's channels: its first producer, or its first slot where nothing produces it."""
+    return (*width.producers, *width.slots)[0]
+
+
+def make_plan(model: nn.Module, settings: PrunerSettings, groups: ChannelGroups | None) -> Plan:
+    """Match the targets with the model's widths and parameters; `groups` may be None where no channels are pruned.
+
+    A width is pruned where a target selects a module that owns one of its producing tensors (for `input_channel`: a
+    consuming one) and excludes none of those that do.
+
+    Raises:
+        ConfigError: see `select`; targets that meet in one width or tensor with other ratios; blocks that don't fit.
+    """
+    widths: dict[str, WidthTarget] = {}
+    tensors: dict[str, TensorTarget] = {}
+    unpruned: list[Unpruned] = []
+    parameters = dict(model.named_parameters())
+    for name, target in settings.targets.items():
+        selection = select(model, target, key=f"targets.{name}")
+        for tensor in selection.target_names:
+            asked = target.of_tensor(tensor)
+            granularity = settings.granularity_of(asked)
+            owners = parameter_names(model, selection, tensor)
+            if granularity in CHANNEL_GRANULARITIES:
+                assert groups is not None, "channel granularities need channel groups"
+                found, left = _width_targets(model, name, asked, str(granularity), owners, selection, groups)
+                unpruned += left
+                for width_target in found:
+                    known = widths.get(width_target.width.name)
+                    widths[width_target.width.name] = width_target if known is None else _merged(known, width_target)
+                continue
+            for parameter in dict.fromkeys(owners.values()):
+                block = block_shape(
+                    granularity, parameters[parameter].shape, tensor=parameter, key=f"targets.{name}.granularity"
+                )
+                own = TensorTarget(parameter, name, asked, block)
+                before = tensors.setdefault(parameter, own)
+                if before.settings.sparse_ratio != asked.sparse_ratio or before.block != block:
+                    raise ConfigError(
+                        f"{parameter} is also in targets.{before.target}, with another sparse_ratio or granularity",
+                        key=f"targets.{name}",
+                    )
+    return Plan(tuple(widths.values()), tuple(tensors.values()), tuple(unpruned))
+
+
+def _width_targets(
+    model: nn.Module,
+    target: str,
+    asked: TensorSettings,
+    granularity: str,
+    owners: dict[str, str],
+    selection: Selection,
+    groups: ChannelGroups,
+) -> tuple[list[WidthTarget], list[Unpruned]]:
+    roles = ("output", "inner") if granularity == "output_channel" else ("input",)
+    module_of = {tensor: module for module, tensor in reversed(owners.items())}
+    excluded = _parameters_under(model, selection.excluded)
+    found: list[WidthTarget] = []
+    left: list[Unpruned] = []
+    ratio = asked.sparse_ratio
+    assert ratio is not None
+    reached: set[str] = set()
+    for width in groups.widths:
+        slots = {module_of[s.tensor]: s for s in reversed(width.slots) if s.tensor in module_of and s.role in roles}
+        if not slots:
+            continue
+        reached |= {slot.tensor for slot in slots.values()}
+        barred = next((s.tensor for s in width.slots if s.tensor in excluded and s.role in roles[:1]), None)
+        if barred is not None:
+            why = f"shares its channels with {barred.rpartition('.')[0]}, which is excluded"
+            for module, slot in slots.items():
+                size = _length(model, slot)
+                left.append(Unpruned(module, ratio, slot.indices.size, size, why))
+            continue
+        modules = tuple(module for module in owners if module in slots)
+        cost = sum(slots[module].indices.shape[1] for module in modules)
+        found.append(WidthTarget(width, target, asked, modules, cost))
+    for module, tensor in owners.items():
+        if module_of[tensor] != module:  # tied: counted under its first module
+            continue
+        dim = _channel_dim(model.get_submodule(module), granularity)
+        locked = [entry for entry in groups.unprunable if entry.tensor == tensor and entry.dim == dim]
+        size = model.get_parameter(tensor).shape[dim]
+        left += [Unpruned(module, ratio, entry.count, size, entry.reason) for entry in locked]
+        if not locked and tensor not in reached:
+            why = "it has one channel" if size == 1 else "the captured forward does not use it as a layer's weight"
+            left.append(Unpruned(module, ratio, size, size, why))
+    return found, left
+
+
+def _length(model: nn.Module, slot: Slot) -> int:
+    """The length of the dimension that a parameter's slot lies in."""
+    return int(model.get_parameter(slot.tensor).shape[slot.dim])
+
+
+def _merged(first: WidthTarget, second: WidthTarget) -> WidthTarget:
+    """One width selected by two targets: their ratios must agree, both bounds hold, all modules count."""
+    a, b = first.settings, second.settings
+    if a.sparse_ratio != b.sparse_ratio:
+        raise ConfigError(
+            f"asks for {b.sparse_ratio:g} of {', '.join(second.modules)}, and targets.{first.target} for "
+            f"{a.sparse_ratio:g} of {', '.join(first.modules)}; they share the channels of {first.width.name}, so the "
+            "ratios must agree",
+            key=f"targets.{second.target}.sparse_ratio",
+        )
+    for name in ("dependency_group_id", "global_group_id"):
+        if getattr(a, name) != getattr(b, name):
+            raise ConfigError(
+                f"is not that of targets.{first.target}, and both prune {first.width.name}",
+                key=f"targets.{second.target}.{name}",
+            )
+    lows = [ratio for ratio in (a.min_sparse_ratio, b.min_sparse_ratio) if ratio is not None]
+    highs = [ratio for ratio in (a.max_sparse_ratio, b.max_sparse_ratio) if ratio is not None]
+    bounds = {"min_sparse_ratio": max(lows, default=None), "max_sparse_ratio": min(highs, default=None)}
+    new = tuple(module for module in second.modules if module not in first.modules)
+    share = second.cost * len(new) // len(second.modules)
+    return replace(first, settings=a.model_copy(update=bounds), modules=first.modules + new, cost=first.cost + share)
+
+
+def _parameters_under(model: nn.Module, modules: Iterable[str]) -> set[str]:
+    """The first names of all parameters that the modules own themselves."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        first[id(parameter)]
+        for module in modules
+        for parameter in model.get_submodule(module).parameters(recurse=False)
+    }
+
+
+def _channel_dim(module: nn.Module, granularity: str) -> int:
+    """The dimension of a module's weight that holds its output (or input) channels, for the reasons why they stay."""
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return 0 if (granularity == "output_channel") != transposed else 1

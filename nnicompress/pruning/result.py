@@ -1,0 +1,150 @@
+"""What a pruner did: the removal, its masks, and a table of what was asked and what was got, with the reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from nnicompress.graph.widths import ChannelGroups, Indices
+from nnicompress.pruning.allocation import Allotment
+from nnicompress.pruning.masks import Masks
+from nnicompress.pruning.plan import Plan
+
+NEAR = 0.01
+"""A removed share this near below the asked one is as asked: widths have steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """Indices removed so far: channel groups by width name, blocks (row-major) by parameter name."""
+
+    widths: dict[str, Indices]
+    tensors: dict[str, Indices]
+
+
+@dataclass(frozen=True)
+class PrunedRow:
+    """One width or tensor: `size`, `asked` and `removed` count its channels (or weights), once for all its modules.
+
+    With global allocation `asked` is what the width lost in the competition, before rounding.
+    """
+
+    name: str
+    target: str
+    modules: tuple[str, ...]
+    unit: str
+    """`channels` or `weights`."""
+    size: int
+    asked: int
+    removed: int
+    note: str = ""
+    """Why less was removed than asked; else empty."""
+
+    @property
+    def kept(self) -> int:
+        """What remains."""
+        return self.size - self.removed
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over all selected modules, prunable or not; a width that several of them share counts for each."""
+
+    size: float
+    asked: float
+    removed: float
+
+    @property
+    def asked_ratio(self) -> float:
+        """The asked share of the unpruned model."""
+        return self.asked / self.size
+
+    @property
+    def removed_ratio(self) -> float:
+        """The removed share of the unpruned model."""
+        return self.removed / self.size
+
+
+@dataclass(frozen=True, eq=False)
+class PruningResult:
+    """`removal` (width name -> sorted indices of channel groups) is what `shrink` takes, `masks` hold it and more.
+
+    `removal` has only widths that lose something; `groups` is None where no channels were to be pruned.
+    """
+
+    removal: dict[str, Indices]
+    masks: Masks
+    rows: tuple[PrunedRow, ...]
+    unprunable: tuple[str, ...]
+    """Selected modules that could not be pruned as a whole or in part, one line each, with the reason."""
+    totals: Mapping[str, Total]
+    """By unit: `channels`, `weights`."""
+    groups: ChannelGroups | None = None
+
+    @property
+    def asked(self) -> float:
+        """The sum of what was asked for, over the totals."""
+        return sum(total.asked for total in self.totals.values())
+
+    @property
+    def removed(self) -> float:
+        """The sum of everything removed, over the totals."""
+        return sum(total.removed for total in self.totals.values())
+
+    @property
+    def masks_only(self) -> bool:
+        """Whether there is nothing for `shrink` to remove: masks alone bring no speed."""
+        return not self.removal
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why less was removed than asked, one line a layer; empty where the totals were reached."""
+        if all(total.removed_ratio >= total.asked_ratio - NEAR for total in self.totals.values()):
+            return ()
+        short = [f"{row.name}: {row.removed} of {row.asked} {row.unit}: {row.note}" for row in self.rows if row.note]
+        return (*self.unprunable, *short)
+
+    @property
+    def summary(self) -> str:
+        """One line: what share was removed of what."""
+        parts = [
+            f"{total.removed_ratio:.1%} of the selected {unit} (asked: {total.asked_ratio:.1%})"
+            for unit, total in self.totals.items()
+        ]
+        places = sum(row.removed > 0 for row in self.rows)
+        return f"pruned {' and '.join(parts)}, in {places} of {len(self.rows)} places"
+
+
+def describe(
+    model: nn.Module, plan: Plan, allotments: Mapping[str, Allotment], share: float
+) -> tuple[tuple[PrunedRow, ...], tuple[str, ...], dict[str, Total]]:
+    """The rows, the unprunable lines, and the totals by unit, at `share` of the final ratios."""
+    rows: list[PrunedRow] = []
+    sums: dict[str, list[tuple[float, float, float]]] = {}
+    for target in plan.widths:
+        width, each, allotment = target.width, target.channels_per_group, allotments[target.width.name]
+        removed, channels = len(allotment.removed), width.size * target.cost
+        asked = round(allotment.asked * each)
+        counts = (width.size * each, asked, removed * each)
+        rows.append(PrunedRow(width.name, target.target, target.modules, "channels", *counts, allotment.note))
+        ratio = (target.settings.sparse_ratio or 0.0) * share
+        sums.setdefault("channels", []).append((channels, ratio * channels, removed * target.cost))
+    for entry in plan.unpruned:
+        sums.setdefault("channels", []).append((entry.channels, entry.ratio * share * entry.channels, 0.0))
+    for tensor in plan.tensors:
+        each, allotment = math.prod(tensor.block), allotments[tensor.tensor]
+        size, removed = model.get_parameter(tensor.tensor).numel(), len(allotment.removed) * each
+        module = tensor.tensor.rpartition(".")[0]
+        asked = round(allotment.asked * each)
+        rows.append(PrunedRow(tensor.tensor, tensor.target, (module,), "weights", size, asked, removed, allotment.note))
+        sums.setdefault("weights", []).append((size, (tensor.settings.sparse_ratio or 0.0) * share * size, removed))
+    lines = tuple(
+        f"{entry.module}: {entry.channels} of {entry.of} channels can't be pruned: {entry.reason}"
+        for entry in plan.unpruned
+        if entry.ratio > 0
+    )
+    totals = {unit: Total(*(sum(column) for column in zip(*parts, strict=True))) for unit, parts in sums.items()}
+    return tuple(rows), lines, totals
