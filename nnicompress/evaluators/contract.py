@@ -30,7 +30,8 @@ ModelInput = tuple[tuple[Any, ...], dict[str, Any]]
 class Handle(Protocol):
     """What a registration returns; `remove` undoes it, twice is harmless."""
 
-    def remove(self) -> None: ...
+    def remove(self) -> None:
+        """Undo the registration."""
 
 
 @dataclass(frozen=True)

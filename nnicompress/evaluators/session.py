@@ -1,0 +1,170 @@
+"""One run of the user's training_func: its optimizer steps are counted and announced, its losses recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nnicompress.errors import UserError
+from nnicompress.evaluators.contract import Penalty, StepEvent, StepHook
+from nnicompress.evaluators.losses import LossReader, loss_of, with_loss
+from nnicompress.evaluators.penalties import PenaltyGradient
+from nnicompress.evaluators.registry import Registry
+
+
+class LoopStopped(BaseException):
+    """Leaves the user's loop before a step that nobody asked for.
+
+    Not an Exception, so that no `except Exception` of the user's loop keeps it.
+    """
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What compressors have registered with an evaluator."""
+
+    before_step: Registry[StepHook]
+    after_step: Registry[StepHook]
+    penalties: Registry[Penalty]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is done and whose loss is known."""
+
+    number: int
+    loss: float
+    learning_rate: float
+
+
+class Session:
+    """Watches a training through the optimizers' own step hooks and a wrapped `training_step`.
+
+    With several optimizers, steps are those of the first: it alone is counted and fires `before_step`. `after_step`
+    fires after each optimizer's step, because each of them writes weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        training_step: Callable[[Any, nn.Module], Any],
+        hooks: Hooks,
+        *,
+        on_step: Callable[[Step], None],
+        steps: int = 0,
+        stop_at: int | None = None,
+    ) -> None:
+        """Watch a training of `model`.
+
+        Args:
+            model: the bound model.
+            optimizers: the real ones or null ones; the first is counted.
+            training_step: the user's.
+            hooks: fired around each step.
+            on_step: told of each step that is over, in order, when its loss is there.
+            steps: done before, in a training that is resumed.
+            stop_at: the loop is left when it begins another step after so many.
+        """
+        self.model, self.optimizers, self.hooks = model, tuple(optimizers), hooks
+        self.steps, self.stop_at, self.stopped = steps, stop_at, False
+        self.calls = 0
+        self._training_step, self._on_step = training_step, on_step
+        self._penalty = PenaltyGradient(hooks.penalties, len(self.optimizers))
+        self._reader = LossReader()
+        self._loss: Tensor | None = None
+        self._num_losses = 0
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Run the user's loop; leaving it at `stop_at` is no error here (`stopped` tells)."""
+        with self._attached():
+            try:
+                call()
+            except LoopStopped:
+                self.stopped = True
+        self._report(self._reader.flush())
+
+    def training_step(self, batch: Any, model: nn.Module) -> Any:
+        """What the user's loop calls as `training_step`: returns what the user's own returned, of the same form."""
+        self.step_over()
+        output = self._training_step(batch, model)
+        loss = loss_of(output)
+        if not loss.requires_grad:  # a measurement inside the loop, not a step of it
+            return output
+        self.calls += 1
+        self._num_losses += 1
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        if self.hooks.penalties:
+            joined = self._penalty.join(loss, self.model)
+            if joined is not loss:
+                output = with_loss(output, joined)
+        return output
+
+    def step_over(self) -> None:
+        """The last step's business is done, schedulers included: tell of the steps whose losses have arrived."""
+        self._report(self._reader.ready())
+
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        handles = []
+        for index, optimizer in enumerate(self.optimizers):
+            handles.append(optimizer.register_step_pre_hook(self._before(index)))
+            handles.append(optimizer.register_step_post_hook(self._after(index)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, index: int) -> Callable[[Optimizer, Any, Any], None]:
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None):
+                raise UserError(
+                    f"training_func calls {type(optimizer).__name__}.step with a closure, inside which gradients and "
+                    "weights can't be seen; call loss.backward() and then optimizer.step()"
+                )
+            if index:
+                return
+            if self.steps == self.stop_at:
+                raise LoopStopped
+            if self.hooks.before_step:
+                self._fire(self.hooks.before_step, self.steps + 1)
+
+        return hook
+
+    def _after(self, index: int) -> Callable[[Optimizer, Any, Any], None]:
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._penalty.optimizer_stepped(index)
+            if index == 0:
+                self.steps += 1
+                if self._loss is None:
+                    if not self.calls:
+                        raise UserError(
+                            "training_func made a step without calling the training_step that it was given; call that "
+                            "one, not your own: a compressor adds to its loss"
+                        )
+                else:
+                    rate = optimizer.param_groups[0]["lr"]
+                    loss = self._loss if self._num_losses == 1 else self._loss / self._num_losses
+                    self._reader.put(loss, (self.steps, rate.item() if isinstance(rate, Tensor) else rate))
+                    self._loss, self._num_losses = None, 0
+            if self.hooks.after_step:
+                self._fire(self.hooks.after_step, max(1, self.steps))
+
+        return hook
+
+    def _fire(self, hooks: Registry[StepHook], step: int) -> None:
+        event = StepEvent(step, self.model)
+        with torch.no_grad():
+            for hook in hooks:
+                hook(event)
+
+    def _report(self, arrived: list[tuple[float, Any]]) -> None:
+        for loss, (number, rate) in arrived:
+            self._on_step(Step(number, loss, rate))
