@@ -1,0 +1,59 @@
+"""`model.pt2`: torch.export with a dynamic batch dimension; loads and runs with torch alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ShapesCollection
+from torch.utils._pytree import tree_leaves
+
+from nnicompress.errors import JobError
+from nnicompress.evaluators.contract import ModelInput
+
+TOLERANCE = 1e-4
+
+
+def export_program(model: nn.Module, inputs: ModelInput, path: Path) -> None:
+    """Export `model` (evaluation mode, CPU) to `path`; dimension 0 of every input tensor is the batch, and dynamic.
+
+    `inputs` hold at least two samples: torch.export takes a size of 1 for a constant.
+
+    Raises:
+        JobError: the forward can't be exported, or fixes its batch size.
+    """
+    args, kwargs = inputs
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model, args, kwargs, dynamic_shapes=batch_dimension(model, inputs), strict=False
+            )
+        torch.export.save(program, path)
+    except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise JobError(f"pt2: {type(model).__name__} can't be exported with a dynamic batch: {reason}") from error
+
+
+def batch_dimension(model: nn.Module, inputs: ModelInput) -> Any:
+    """`dynamic_shapes` of torch.export in which dimension 0 of every input tensor may vary."""
+    args, kwargs = inputs
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            shapes[leaf] = {0: Dim.DYNAMIC}
+    return shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+class ProgramModel(nn.Module):
+    """A loaded `.pt2` as a module in evaluation mode without parameters of its own, as an evaluator takes it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        # In a tuple, so that it is no submodule: exported programs refuse train() and eval().
+        self._program = (torch.export.load(path).module(),)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs and outputs as the exported model's, on the CPU."""
+        return self._program[0](*args, **kwargs)

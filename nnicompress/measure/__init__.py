@@ -1,0 +1,1 @@
+"""The numbers of the report: size, multiply-accumulates, latency, memory, accuracy."""

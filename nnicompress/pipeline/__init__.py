@@ -1,0 +1,1 @@
+"""Stages in order, in a run folder that survives."""

@@ -1,0 +1,97 @@
+"""What stages hand on to each other while a job runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nnicompress.evaluators.contract import Evaluator, ModelInput
+from nnicompress.events import Listener
+from nnicompress.export.comparison import on_device
+from nnicompress.measure.size import count_parameters, count_zeros, save_weights
+from nnicompress.pipeline.job import Job, StagePlan
+from nnicompress.pipeline.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from nnicompress.pruning.pruner import PruningResult
+    from nnicompress.report.record import ArtifactRecord, LatencyRecord
+    from nnicompress.shrink.proof import Proof
+
+Facts = dict[str, Any]
+"""What a stage says of itself, JSON-able; it becomes the `facts` of the report's stage."""
+
+
+@dataclass
+class Phase:
+    """The model as it was at one moment, kept for the comparison; measurements are filled in by `evaluate`."""
+
+    name: str
+    label: str
+    masked: bool
+    model: nn.Module
+    parameters: int
+    zeros: int
+    bytes: int
+    accuracy: float | None = None
+    validation: float | None = None
+    latency: tuple[LatencyRecord, ...] = ()
+    peak_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file in the run's folder, as it was loaded again, and its largest relative difference to the eager model."""
+
+    path: Path
+    loaded: nn.Module
+    max_relative_difference: float
+
+
+@dataclass
+class Context:
+    """The state of a running job. `folder` is the running stage's temporary folder."""
+
+    job: Job
+    run: RunFolder
+    listener: Listener
+    device: torch.device
+    model: nn.Module
+    folder: Path
+    phases: list[Phase] = field(default_factory=list)
+    pruning: PruningResult | None = None
+    masked: bool = False
+    """Whether masks are in force: pruned and not shrunk."""
+    proof: Proof | None = None
+    exported: dict[str, Exported] = field(default_factory=dict)
+    """By format."""
+    artifacts: list[ArtifactRecord] = field(default_factory=list)
+
+    def add_phase(self, name: str, label: str) -> Phase:
+        """Keep a copy of the model as it is now and write its weights into the stage's folder."""
+        phase = Phase(
+            name=name,
+            label=label,
+            masked=self.masked,
+            model=copy.deepcopy(self.model).eval(),
+            parameters=count_parameters(self.model),
+            zeros=count_zeros(self.model),
+            bytes=save_weights(self.model, self.folder / "model.safetensors"),
+        )
+        self.phases.append(phase)
+        return phase
+
+    def inputs(self, evaluator: Evaluator, batch_size: int) -> ModelInput:
+        """Real inputs of the model on the job's device."""
+        return on_device(evaluator.example_inputs(batch_size), self.device)
+
+
+Stage = Callable[[Context, StagePlan], Facts]
+"""One stage: changes the context, writes what it leaves into `context.folder`, and says what it did."""
+
+Stages = Mapping[str, Stage]

@@ -1,0 +1,188 @@
+"""The folder of a run: one writer at a time, a status that is always true, stages that appear whole or not at all.
+
+runs/taylorfo_resnet-1f0c2a9b/
+  status.json      running, done or failed; which stage; who writes it
+  manifest.json    the resolved recipe, seed, versions, machine, code and data that made it
+  stages/01_train/ what each stage left: record.json and its weights
+  model/           the compact model (nnicompress.load)    model.pt2, model.onnx    as the recipe asks
+  report.json, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from nnicompress.errors import ConfigError, RunLockedError
+
+STATUS_FILE = "status.json"
+MANIFEST_FILE = "manifest.json"
+LOCK_FILE = ".lock"
+# What a run owns in its folder: all of it is removed when the run starts over, and nothing else is touched.
+OWNED = ("report.json", "report.html", "model", "model.pt2", "model.onnx", "stages", MANIFEST_FILE)
+
+State = Literal["running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What `status.json` says."""
+
+    state: State
+    started: str
+    pid: int
+    stage: str | None = None
+    finished: str | None = None
+    error: str | None = None
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_status(folder: str | Path) -> RunStatus | None:
+    """The status of the run in `folder`, None where there is none.
+
+    A run whose process was killed can't say so any more: `running` without the lock held is given as `failed`.
+    """
+    folder = Path(folder)
+    path = folder / STATUS_FILE
+    if not path.is_file():
+        return None
+    status = RunStatus(**json.loads(path.read_text(encoding="utf-8")))
+    if status.state == "running" and not _is_locked(folder):
+        return replace(status, state="failed", error=f"its process ({status.pid}) ended without finishing")
+    return status
+
+
+def _is_locked(folder: Path) -> bool:
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+class RunFolder:
+    """An open run folder; made by `open_run`, which holds the lock for as long as it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._status = RunStatus("running", now(), os.getpid())
+
+    @property
+    def status(self) -> RunStatus:
+        """What was last written to `status.json`."""
+        return self._status
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the status and write it."""
+        self._status = replace(self._status, **changes)
+        write_json(self.path / STATUS_FILE, asdict(self._status))
+
+    def start_over(self) -> None:
+        """Say that the run is running, then remove all that an earlier run left, its report first."""
+        self.update()
+        for name in OWNED:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                # Renamed first: whoever looks in the meantime sees the folder whole or not at all.
+                doomed = self.path / f".{name}.removed"
+                shutil.rmtree(doomed, ignore_errors=True)
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def stage(self, index: int, name: str) -> Iterator[Path]:
+        """A temporary folder that becomes `stages/<index>_<name>` when the block ends well, and vanishes otherwise."""
+        stages = self.path / "stages"
+        stages.mkdir(exist_ok=True)
+        partial = stages / f".{index:02d}_{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        self.update(stage=name)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        os.replace(partial, stages / f"{index:02d}_{name}")
+
+    def publish(self, source: Path, name: str) -> Path:
+        """Move the finished file or folder `source` to `name` in the run's folder, in one step."""
+        assert name in OWNED, name
+        target = self.path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(source, target)
+        return target
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[RunFolder]:
+    """Lock `folder` (made where missing) and start the run over; at the end the status says done or failed.
+
+    Raises:
+        RunLockedError: another process is writing this run.
+        ConfigError: the folder holds something that is no run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        status = read_status(folder)
+        who = f"process {status.pid}" if status is not None else "another process"
+        raise RunLockedError(
+            f"{folder}: {who} is writing this run; wait for it, or give a run_dir of its own"
+        ) from None
+    try:
+        _refuse_foreign(folder)
+        run = RunFolder(folder)
+        run.start_over()
+        try:
+            yield run
+        except BaseException as error:
+            run.update(state="failed", finished=now(), error=_one_line(error))
+            raise
+        run.update(state="done", stage=None, finished=now())
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A folder with content that is no run is not ours to clean. Dot files and logs (Hydra's) may be there."""
+    if (folder / STATUS_FILE).exists():
+        return
+    foreign = [p.name for p in folder.iterdir() if not p.name.startswith(".") and p.suffix != ".log"]
+    if foreign:
+        raise ConfigError(f"{folder} holds {foreign[0]!r} and is no run; give an empty or a new folder", key="run_dir")
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, SystemExit):
+        return "terminated"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

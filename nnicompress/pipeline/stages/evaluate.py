@@ -1,0 +1,107 @@
+"""`evaluate`: measure every phase of the model, and the exported files in the runtimes that will serve them."""
+
+from __future__ import annotations
+
+from nnicompress.evaluators.contract import Evaluator
+from nnicompress.export.comparison import cpu_copy, on_device
+from nnicompress.export.formats import FORMATS
+from nnicompress.measure.latency import Call, forward_call, measure_calls
+from nnicompress.measure.memory import peak_memory
+from nnicompress.measure.size import bytes_of
+from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.settings import EvaluateSettings
+from nnicompress.pipeline.stages.export import EXPORT_BATCH_SIZE
+from nnicompress.report.record import ArtifactRecord, LatencyRecord
+
+SPLIT = "test"
+
+
+def run(context: Context, plan: StagePlan) -> Facts:
+    """Accuracy, latency and memory of the phases, then accuracy and latency of the exported files."""
+    settings = plan.settings
+    assert isinstance(settings, EvaluateSettings)
+    evaluator = plan.build_evaluator(context.listener)
+    evaluator.require("evaluate", by=plan.name, why="it measures the accuracy of every phase")
+    for phase in context.phases:
+        with evaluator.bound(phase.model):
+            phase.accuracy = evaluator.evaluate(SPLIT)["default"]
+            phase.validation = evaluator.evaluate("validation")["default"]
+        phase.model.eval()
+    latencies = _latency_of_phases(context, evaluator, settings)
+    for phase in context.phases:
+        phase.latency = latencies[phase.name]
+        if settings.memory:
+            with evaluator.bound(phase.model):
+                inputs = context.inputs(evaluator, context.job.batch_size)
+            phase.peak_memory = peak_memory(phase.model, inputs)
+    for name in context.exported:
+        context.artifacts.append(_measure_artifact(context, evaluator, settings, name))
+    return {"split": SPLIT, "batch_sizes": list(_batch_sizes(context, settings))}
+
+
+def _batch_sizes(context: Context, settings: EvaluateSettings) -> tuple[int, ...]:
+    return tuple(sorted(set(settings.batch_sizes or (1, context.job.batch_size))))
+
+
+def _latency_of_phases(
+    context: Context, evaluator: Evaluator, settings: EvaluateSettings
+) -> dict[str, tuple[LatencyRecord, ...]]:
+    found: dict[str, tuple[LatencyRecord, ...]] = {phase.name: () for phase in context.phases}
+    for size in _batch_sizes(context, settings):
+        with evaluator.bound(context.model):
+            inputs = context.inputs(evaluator, size)
+        calls = {phase.name: forward_call(phase.model.eval(), inputs) for phase in context.phases}
+        for name, record in _time(calls, size, context, settings).items():
+            found[name] += (record,)
+    return found
+
+
+def _measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateSettings, name: str) -> ArtifactRecord:
+    """The exported file beside the baseline, exported the same way; the baseline's file does not outlive this."""
+    form = FORMATS[name]
+    exported = context.exported[name]
+    served, baseline = exported.loaded, cpu_copy(context.phases[0].model)
+    with evaluator.bound(context.model):
+        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    baseline_file = context.folder / f"baseline-{form.file}"
+    form.export(baseline, example, baseline_file)
+    reference = form.load(baseline_file, baseline, example).eval()
+    accuracies = []
+    for model in (served, reference):
+        with evaluator.bound(model):
+            accuracies.append(evaluator.evaluate(SPLIT)["default"])
+    latency: tuple[LatencyRecord, ...] = ()
+    baseline_latency: tuple[LatencyRecord, ...] = ()
+    for size in _batch_sizes(context, settings):
+        with evaluator.bound(context.model):
+            inputs = on_device(evaluator.example_inputs(size), "cpu")
+        calls = {"served": forward_call(served, inputs), "baseline": forward_call(reference, inputs)}
+        records = _time(calls, size, context, settings)
+        latency += (records["served"],)
+        baseline_latency += (records["baseline"],)
+    baseline_bytes = bytes_of(baseline_file)
+    baseline_file.unlink()
+    return ArtifactRecord(
+        format=name,
+        path=exported.path.name,
+        runtime=form.runtime,
+        bytes=bytes_of(exported.path),
+        baseline_bytes=baseline_bytes,
+        max_relative_difference=exported.max_relative_difference,
+        accuracy=accuracies[0],
+        baseline_accuracy=accuracies[1],
+        latency=latency,
+        baseline_latency=baseline_latency,
+    )
+
+
+def _time(
+    calls: dict[str, Call], batch_size: int, context: Context, settings: EvaluateSettings
+) -> dict[str, LatencyRecord]:
+    repeats, seconds = (5, 0.2) if context.job.smoke else (settings.repeats, settings.seconds)
+    measured = measure_calls(calls, warmup=settings.warmup, repeats=repeats, seconds=seconds)
+    return {
+        name: LatencyRecord(batch_size=batch_size, median=one.median, low=one.low, high=one.high, repeats=one.repeats)
+        for name, one in measured.items()
+    }

@@ -1,0 +1,46 @@
+"""`export`: `model/` for Python, and the formats asked for; each file is loaded again and compared."""
+
+from __future__ import annotations
+
+from nnicompress.export.comparison import compare_outputs, cpu_copy, on_device
+from nnicompress.export.formats import FORMATS
+from nnicompress.export.plain import FOLDER, save_plain
+from nnicompress.pipeline.context import Context, Exported, Facts
+from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.settings import ExportSettings
+
+CHECK_BATCH_SIZES = (1, 3)
+EXPORT_BATCH_SIZE = 2
+
+
+def run(context: Context, plan: StagePlan) -> Facts:
+    """Write `model/` and the formats into the run's folder, each moved there when it is whole and checked."""
+    assert isinstance(plan.settings, ExportSettings)
+    for name in plan.settings.formats:
+        FORMATS[name].require()
+    write_plain(context, plan)
+    model = cpu_copy(context.model)
+    evaluator = plan.build_evaluator(context.listener)
+    with evaluator.bound(context.model):
+        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+        checks = [on_device(evaluator.example_inputs(size), "cpu") for size in CHECK_BATCH_SIZES]
+    facts: Facts = {}
+    for name in plan.settings.formats:
+        form = FORMATS[name]
+        file = context.folder / form.file
+        form.export(model, example, file)
+        loaded = form.load(file, model, example).eval()
+        difference = compare_outputs(loaded, model, checks, tolerance=form.tolerance, what=form.file)
+        context.exported[name] = Exported(context.run.publish(file, form.file), loaded, difference)
+        facts[name] = {"max_relative_difference": difference}
+    return facts
+
+
+def write_plain(context: Context, plan: StagePlan) -> None:
+    """Write `model/`. The recipe's own words for the model go into its description."""
+    evaluator = plan.build_evaluator(context.listener)
+    with evaluator.bound(context.model):
+        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    job, folder = context.job, context.folder / f".{FOLDER}.partial"
+    save_plain(cpu_copy(context.model), job.build_model, job.resolved_config["model"], example, folder)
+    context.run.publish(folder, FOLDER)

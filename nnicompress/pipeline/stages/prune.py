@@ -1,0 +1,38 @@
+"""`prune`: choose what to remove, and mask it."""
+
+from __future__ import annotations
+
+from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.smoke import NUM_BATCHES
+from nnicompress.pruning.pruner import Pruner
+from nnicompress.pruning.settings import PrunerSettings
+
+
+def run(context: Context, plan: StagePlan) -> Facts:
+    """Run the pruner; afterwards the model is masked and the masks stay in force until `shrink`."""
+    assert plan.pruner is not None, "a prune stage without a pruner"
+    settings = _brief(plan.pruner) if context.job.smoke else plan.pruner
+    evaluator = plan.build_evaluator(context.listener)
+    result = Pruner(settings, evaluator, context.listener).compress(context.model)
+    result.masks.apply(context.model)
+    context.pruning, context.masked = result, True
+    context.add_phase("pruned", "pruned (masked)")
+    return {
+        "importance": settings.importance.name,
+        "summary": result.summary,
+        **{
+            unit: {"of": total.size, "asked": total.asked, "removed": total.removed}
+            for unit, total in result.totals.items()
+        },
+    }
+
+
+def _brief(settings: PrunerSettings) -> PrunerSettings:
+    importance = settings.importance.model_copy(
+        update={"training_steps": min(settings.importance.training_steps, NUM_BATCHES)}
+    )
+    schedule = settings.schedule
+    if schedule.interval_steps is not None:
+        schedule = schedule.model_copy(update={"interval_steps": 1})
+    return settings.model_copy(update={"importance": importance, "schedule": schedule})

@@ -1,0 +1,58 @@
+"""`shrink`: remove what is masked, prove that the compact model is the masked one, recalibrate where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from nnicompress.errors import JobError
+from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export.comparison import on_device
+from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.settings import ShrinkSettings
+from nnicompress.shrink.batch_norm import recalibrate_batch_norm
+from nnicompress.shrink.proof import prove
+from nnicompress.shrink.surgery import shrink
+
+PROOF_BATCH_SIZES = (2, 3)
+
+
+def run(context: Context, plan: StagePlan) -> Facts:
+    """Replace the model by its compact form; the proof runs on real inputs of two batch sizes.
+
+    Raises:
+        JobError: nothing can be shrunk, because single weights were pruned and no channels.
+        ProofError: the compact model is not the masked one.
+    """
+    assert isinstance(plan.settings, ShrinkSettings)
+    pruning = context.pruning
+    assert pruning is not None, "shrink without prune"
+    if pruning.groups is None or not pruning.removal:
+        raise JobError(
+            "shrink: single weights were pruned, no channels, so no tensor can be made smaller; "
+            "leave out the shrink stage, or prune with granularity output_channel"
+        )
+    masked = context.model
+    compact = shrink(masked, pruning.groups, pruning.removal)
+    evaluator = plan.build_evaluator(context.listener)
+    with evaluator.bound(masked):
+        batches = [context.inputs(evaluator, size) for size in PROOF_BATCH_SIZES]
+    context.proof = prove(masked, compact, pruning.groups, pruning.removal, batches)
+    count = plan.settings.recalibrate_batches
+    recalibrated = recalibrate_batch_norm(compact, training_inputs(context, count)) if count else 0
+    context.model, context.masked = compact, False
+    context.add_phase("shrunk", "shrunk")
+    return {
+        "proof_seconds": context.proof.seconds,
+        "max_relative_difference": context.proof.max_relative_difference,
+        "recalibrated_batches": recalibrated,
+    }
+
+
+def training_inputs(context: Context, count: int) -> Iterator[ModelInput]:
+    """The inputs of the first `count` training batches, as positional arguments of the forward, on the device."""
+    loader: Any = context.job.data.train_loader(context.job.seed)
+    for inputs, _ in islice(loader, count):
+        yield on_device(((inputs,), {}), context.device)

@@ -1,0 +1,47 @@
+"""`train` and `finetune`: the evaluator's training on the model as it is, masks enforced where there are some."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.settings import TrainSettings
+from nnicompress.pipeline.smoke import NUM_BATCHES
+
+
+def run(context: Context, plan: StagePlan) -> Facts:
+    """Train the float model."""
+    facts = train(context, plan)
+    context.add_phase("baseline", "baseline")
+    return facts
+
+
+def finetune(context: Context, plan: StagePlan) -> Facts:
+    """Train what earlier stages left of the model."""
+    facts = train(context, plan)
+    context.add_phase("finetuned", "fine-tuned (masked)" if context.masked else "fine-tuned")
+    return facts
+
+
+def train(context: Context, plan: StagePlan) -> Facts:
+    """Run the stage's own evaluator for as long as its settings say."""
+    settings = plan.settings
+    assert isinstance(settings, TrainSettings)
+    evaluator = plan.build_evaluator(context.listener)
+    evaluator.require("train", by=plan.name, why="it trains the model")
+    with ExitStack() as stack:
+        stack.enter_context(evaluator.bound(context.model))
+        if context.masked:
+            assert context.pruning is not None
+            stack.callback(context.pruning.masks.attach(evaluator).remove)
+        if context.job.smoke:
+            result = evaluator.train(max_steps=NUM_BATCHES)
+        else:
+            result = evaluator.train(max_steps=settings.max_steps, max_epochs=settings.max_epochs)
+    facts: Facts = {"steps": result.steps}
+    if result.losses:
+        facts["last_loss"] = result.losses[-1]
+    if result.metrics:
+        facts["validation"] = dict(result.metrics[-1])
+    return facts

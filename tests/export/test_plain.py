@@ -1,0 +1,50 @@
+"""`model/`: written, loaded, trained on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nnicompress.errors import TrustError, UserError
+from nnicompress.export.plain import load, save_plain
+from nnicompress.models.mlp import mlp
+from nnicompress.trace import Traced
+
+ARGUMENTS = {"num_classes": 3, "in_channels": 1, "image_size": 3, "hidden": [5, 4]}
+RECIPE = {"_target_": "nnicompress.models.mlp.mlp", **ARGUMENTS}
+
+
+def saved(folder: Path) -> nn.Module:
+    build = Traced(mlp, (), ARGUMENTS)
+    model = build.build().eval()
+    save_plain(model, build, RECIPE, ((torch.randn(2, 1, 3, 3),), {}), folder / "model")
+    return model
+
+
+def test_the_loaded_model_is_the_saved_one_and_trains(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    for run in (tmp_path, str(tmp_path / "model")):
+        loaded = load(run)
+        x = torch.randn(4, 1, 3, 3)
+        assert torch.equal(loaded(x), model(x))
+    loaded(x).sum().backward()
+    assert all(p.grad is not None for p in loaded.parameters())
+
+
+def test_a_folder_without_a_model_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="holds no model"):
+        load(tmp_path)
+
+
+def test_a_description_cannot_name_just_anything(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model/description.json"
+    description = json.loads(path.read_text())
+    description["model"] = {"_target_": "os.system", "command": "true"}
+    path.write_text(json.dumps(description))
+    with pytest.raises(TrustError):
+        load(tmp_path)
