@@ -64,7 +64,9 @@ class Digits:
         self.batch_size, self.shift, self.drop_last = batch_size, shift, drop_last
         self.num_classes, self.input_shape = num_classes, (in_channels, image_size, image_size)
         with np.load(FILE, allow_pickle=False) as file:
-            self.images: NDArray[np.uint8] = file["images"][:, None]
+            # Reshaped, not indexed with None: torch would read the new dimension's stride as a channels-last layout,
+            # with which oneDNN corrupts memory in convolutions of fewer than 8 channels (torch 2.13).
+            self.images: NDArray[np.uint8] = file["images"].reshape(-1, 1, 8, 8)
             self.labels: NDArray[np.int64] = file["labels"].astype(np.int64)
         tested = stratified_folds(self.labels, num_folds) == fold
         rest = np.flatnonzero(~tested)

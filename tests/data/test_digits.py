@@ -150,3 +150,10 @@ def test_feeding_an_epoch_costs_next_to_nothing():
     started = time.process_time()
     assert sum(len(targets) for _, targets in loader) == 1258
     assert time.process_time() - started < 0.2
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_batches_are_dense_in_the_default_layout(shift: int) -> None:
+    data = Digits(shift=shift)
+    for loader in (data.train_loader(0), data.validation_loader(), data.test_loader()):
+        assert {images.stride() for images, _ in loader} == {(64, 64, 8, 1)}

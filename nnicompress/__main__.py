@@ -1,0 +1,7 @@
+"""`python -m nnicompress`."""
+
+import sys
+
+from nnicompress.cli import main
+
+sys.exit(main())

@@ -1,0 +1,299 @@
+"""Everything that can be known of a recipe without training it: all that is wrong at once, or what it will do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from nnicompress.config.blueprint import StageBlueprint, draw
+from nnicompress.config.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
+from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
+from nnicompress.config.schema import RecipeSettings, examine
+from nnicompress.data.roles import Data
+from nnicompress.errors import ConfigError, InputErrors, UserError
+from nnicompress.evaluators.training_step import predict
+from nnicompress.events import silent
+from nnicompress.export.formats import FORMATS
+from nnicompress.factory import EvaluatorFactory, built
+from nnicompress.pipeline.seeding import resolve_device
+from nnicompress.pipeline.settings import ExportSettings, StartSettings
+from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
+from nnicompress.pruning.pruner import Pruner
+from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.pruning.targets import select
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from nnicompress.config.locate import Origin
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class TargetMatch:
+    """What one target of a compressor selects."""
+
+    key: str
+    """`compressor.targets.convs`."""
+    sparse_ratio: float | None
+    granularity: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    """Names within each module: `weight`."""
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """One stage, what it will do in a few words, and what its compressor asks of the evaluator."""
+
+    name: str
+    what: str
+    needs: tuple[tuple[str, str], ...] = ()
+    """`(capability, what for)`; the recipe gives all of them."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a right recipe will do."""
+
+    recipe: str
+    run_dir: Path
+    device: str
+    model: str
+    num_parameters: int
+    data: str
+    stages: tuple[StageCheck, ...]
+    targets: tuple[TargetMatch, ...]
+
+
+def check(cfg: DictConfig, origin: Origin | None = None) -> CheckReport:
+    """Check a composed recipe completely, without training and without writing anything.
+
+    Keys and types; every `_target_` with its arguments; the model, the data, optimizers and schedulers are built, and
+    one small batch goes through model, loss and metric; selectors, compressors' needs, checkpoint and device.
+
+    Raises:
+        InputErrors: all that is wrong. What an earlier mistake hides (selectors of a model that can't be built) is
+            told when that is mended.
+    """
+    with random_states_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Check(resolve(cfg, origin.source_of if origin else unknown_source), origin).run()
+
+
+class _Check:
+    def __init__(self, resolved: Resolved, origin: Origin | None) -> None:
+        self.source_of: SourceOf = origin.source_of if origin else unknown_source
+        self.resolved = resolved
+        self.examined = examine(resolved, self.source_of)
+        self.blueprint = draw(resolved, self.source_of)
+        self.errors: list[UserError] = [*self.examined.errors, *self.blueprint.errors]
+
+    def run(self) -> CheckReport:
+        model, data = self.model(), self.data()
+        targets = self.targets(model) if model is not None else ()
+        settings = self.examined.settings
+        device = self.attempt("runtime.device", resolve_device, settings.runtime) if settings else None
+        if model is not None:
+            self.training_objects(model)
+        if settings is not None and not self.blueprint.errors:
+            self.checkpoint(settings, model)
+            self.formats(settings)
+            if data is not None:
+                self.needs(settings, data)
+                if model is not None:
+                    self.one_batch(settings, model, data)
+        if self.errors:
+            raise InputErrors(tuple(dict.fromkeys(self.errors)))
+        assert settings is not None and model is not None and data is not None and device is not None
+        return CheckReport(
+            recipe=settings.head.name,
+            run_dir=Path(settings.head.run_dir),
+            device=str(device),
+            model=type(model).__name__,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            data=type(data).__name__,
+            stages=tuple(_describe(settings)),
+            targets=targets,
+        )
+
+    def attempt(self, key: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """`action(...)`, or None where the user's input makes it fail, which is recorded as about `key`."""
+        try:
+            return action(*args, **kwargs)
+        except InputErrors as several:
+            self.errors += several.errors
+        except ConfigError as error:
+            own_key = error.key or key
+            self.errors.append(ConfigError(error.message, key=own_key, source=error.source or self.source_of(own_key)))
+        except UserError as error:
+            self.errors.append(ConfigError(str(error), key=key, source=self.source_of(key)))
+        return None
+
+    def model(self) -> nn.Module | None:
+        """The untrained model."""
+        traced = self.blueprint.model
+        if traced is None or _has_missing(self.resolved.values["model"]):
+            return None
+        model = self.attempt("model", built, traced, "model")
+        if model is not None and not isinstance(model, nn.Module):
+            self.fail(f"{traced.name} returns {type(model).__name__}, not a torch.nn.Module", "model._target_")
+            return None
+        return model
+
+    def data(self) -> Data | None:
+        """The data object; its files are looked at."""
+        traced = self.blueprint.data
+        if traced is None or _has_missing(self.resolved.values["data"]):
+            return None
+        data = self.attempt("data", built, traced, "data")
+        if data is not None and not isinstance(data, Data):
+            members = ("num_classes", "input_shape", "train_loader", "validation_loader", "test_loader", "fingerprint")
+            lacking = ", ".join(member for member in members if not hasattr(data, member))
+            self.fail(f"{type(data).__name__} lacks {lacking}, which a data object has", "data._target_")
+            return None
+        return data
+
+    def targets(self, model: nn.Module) -> tuple[TargetMatch, ...]:
+        """What each target of each compressor selects."""
+        found = []
+        for key, settings in self.examined.compressors.items():
+            for name, target in settings.targets.items():
+                where = f"{key}.targets.{name}"
+                selection = self.attempt(where, select, model, target, key=where)
+                if selection is not None:
+                    granularity = settings.granularity_of(target)
+                    shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
+                    match = TargetMatch(
+                        where, target.sparse_ratio, shown, selection.module_names, selection.target_names
+                    )
+                    found.append(match)
+        return tuple(found)
+
+    def training_objects(self, model: nn.Module) -> None:
+        """Each stage's optimizer and scheduler can be built for the model, whose parameters each have one group."""
+        done: list[StageBlueprint] = []
+        for name, stage in self.blueprint.stages.items():
+            if any(stage is other for other in done):
+                continue
+            done.append(stage)
+            own = self.resolved.values["stages"][name]
+            prefix = f"stages.{name}."
+            optimizer_key = f"{prefix}optimizer" if "optimizer" in own else "optimizer"
+            scheduler_key = f"{prefix}scheduler" if "scheduler" in own else "scheduler"
+            alone = self.attempt(optimizer_key, training_objects_built, stage.optimizer, None, model)
+            if alone and stage.scheduler is not None:
+                self.attempt(scheduler_key, training_objects_built, stage.optimizer, stage.scheduler, model)
+
+    def checkpoint(self, settings: RecipeSettings, model: nn.Module | None) -> None:
+        """The user's weights are there, can be read and fit the model."""
+        for stage in settings.stages:
+            if isinstance(start := stage.settings, StartSettings):
+                key = f"stages.{stage.name}.checkpoint"
+                path = Path(start.checkpoint).expanduser()
+                weights = self.attempt(key, read_checkpoint, path)
+                if weights is not None and model is not None:
+                    self.attempt(key, load_weights, model, weights)
+
+    def formats(self, settings: RecipeSettings) -> None:
+        """The packages of each export format are installed."""
+        for stage in settings.stages:
+            if isinstance(export := stage.settings, ExportSettings):
+                own = "formats" in self.resolved.values["stages"][stage.name]
+                for name in export.formats:
+                    self.attempt(f"stages.{stage.name}.formats" if own else "export.formats", FORMATS[name].require)
+
+    def needs(self, settings: RecipeSettings, data: Data) -> None:
+        """The evaluator can serve what each stage asks of it, and shrink has something to remove."""
+        evaluators = EvaluatorFactory(settings, self.blueprint, data)
+        pruner: PrunerSettings | None = None
+        for stage in settings.stages:
+            pruner = stage.compressor or pruner
+            if stage.name == "shrink" and pruner is not None and not pruner.prunes_channels:
+                self.fail(
+                    f"there is nothing to remove: the compressor's granularity is {pruner.granularity}, which only "
+                    "masks; leave shrink out, or set granularity: output_channel",
+                    "stages.shrink",
+                )
+            asked = _needs(stage.name, stage.compressor)
+            if not asked:
+                continue
+            evaluator = self.attempt("evaluator", evaluators.of_stage(stage.name), silent)
+            if evaluator is None:
+                return
+            for capability, why in asked:
+                if capability not in evaluator.capabilities:
+                    missing, function = _GIVEN_BY[capability]
+                    who = (
+                        f"the {stage.compressor.importance.name} pruner"
+                        if stage.compressor
+                        else f"stage {stage.name!r}"
+                    )
+                    self.fail(f"{who} needs it, or your own {function}, {why}", f"evaluator.{missing}")
+
+    def one_batch(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
+        """Two samples go through the model, the loss and the metric, unless the user's own code does that."""
+        functions, blueprint = self.blueprint.functions, self.blueprint
+        if "training_func" in functions or "training_step" in functions or self.errors:
+            return
+        batch = self.attempt("data", two_samples, data)
+        if batch is None:
+            return
+        inputs, targets = batch
+        model.eval()
+        with torch.no_grad():
+            outputs = self.attempt("model", on_first_batch, predict, model, inputs)
+            for name, traced in (("loss", blueprint.loss), ("metric", blueprint.metric)):
+                if outputs is None or traced is None:
+                    continue
+                called = self.attempt(f"evaluator.{name}", built, traced, f"evaluator.{name}")
+                if called is not None:
+                    self.attempt(f"evaluator.{name}", on_first_batch, called, outputs, targets)
+
+    def fail(self, text: str, key: str) -> None:
+        self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
+
+
+_GIVEN_BY = {
+    "train": ("loss", "training_step"),
+    "iterate": ("loss", "training_step"),
+    "evaluate": ("metric", "evaluating_func"),
+    "example_inputs": ("training_step", "training_step"),
+}
+"""Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
+
+
+def _needs(stage: str, compressor: PrunerSettings | None) -> tuple[tuple[str, str], ...]:
+    if compressor is not None:
+        return tuple(Pruner.requirements(compressor))
+    return {
+        "train": (("train", "to train the model"),),
+        "finetune": (("train", "to train the model"),),
+        "evaluate": (("evaluate", "to measure the model"),),
+    }.get(stage, ())
+
+
+def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
+    for stage in settings.stages:
+        given = stage.settings.model_dump(exclude_defaults=True, exclude={"compressor"})
+        words = [f"{name}: {value}" for name, value in given.items()]
+        if stage.compressor is not None:
+            pruner = stage.compressor
+            words = [
+                f"{pruner.importance.name} importance, {pruner.allocation.name} allocation, {pruner.schedule.name}"
+            ]
+        yield StageCheck(stage.name, ", ".join(words), _needs(stage.name, stage.compressor))
+
+
+def _has_missing(node: Any) -> bool:
+    if isinstance(node, dict | list):
+        return any(_has_missing(child) for child in (node.values() if isinstance(node, dict) else node))
+    return bool(node == MISSING)

@@ -1,0 +1,222 @@
+"""The typed settings of a whole recipe, put together from the parts' own; every key and type is checked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from nnicompress.config.resolve import MISSING, Resolved, SourceOf, unknown_source
+from nnicompress.config.words import MISSING_VALUE, config_errors, unknown_key
+from nnicompress.errors import ConfigError, InputErrors, did_you_mean
+from nnicompress.evaluators.settings import EvaluatorSettings
+from nnicompress.pipeline.settings import (
+    STAGES,
+    ExpectedSettings,
+    ExportSettings,
+    PruneSettings,
+    RuntimeSettings,
+    order_errors,
+)
+from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.settings import Settings
+
+Node = dict[str, Any]
+"""How to build an object: `_target_` and its arguments."""
+
+COMPRESSORS = {"pruner": PrunerSettings}
+"""`kind` of a compressor -> its settings."""
+
+NODES = ("model", "data", "optimizer", "scheduler")
+PARTS = ("evaluator", "compressor", "export", "runtime", "stages", "expected")
+
+
+class HeadSettings(Settings):
+    """The settings of a recipe that belong to no part."""
+
+    name: str = "recipe"
+    summary: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    run_dir: str = "runs/recipe"
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """One stage: its settings, and the objects that it is given."""
+
+    name: str
+    settings: Settings
+    optimizer: Node
+    scheduler: Node | None
+    compressor: PrunerSettings | None = None
+    compressor_key: str | None = None
+    """Where the compressor is written: `compressor` or `stages.prune.compressor`."""
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """A whole recipe, checked."""
+
+    head: HeadSettings
+    model: Node
+    data: Node
+    evaluator: EvaluatorSettings
+    runtime: RuntimeSettings
+    expected: ExpectedSettings
+    stages: tuple[RecipeStage, ...]
+    values: dict[str, Any]
+    """All of it as plain values, for the manifest."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is right of a recipe, and everything that is wrong: `settings` is None where there are errors."""
+
+    settings: RecipeSettings | None
+    compressors: dict[str, PrunerSettings]
+    """Each compressor that is right, by its key."""
+    errors: tuple[ConfigError, ...]
+
+
+def examine(resolved: Resolved, source_of: SourceOf = unknown_source) -> Examined:
+    """Check every key and type."""
+    return _Validation(resolved, source_of).run()
+
+
+def validate(resolved: Resolved, source_of: SourceOf = unknown_source) -> RecipeSettings:
+    """The typed settings; raises InputErrors with every wrong key."""
+    examined = examine(resolved, source_of)
+    if examined.settings is None:
+        raise InputErrors(examined.errors)
+    return examined.settings
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class _Validation:
+    """One pass over a recipe; `errors` grows by key, and the first error of a key wins."""
+
+    def __init__(self, resolved: Resolved, source_of: SourceOf) -> None:
+        self.resolved, self.values, self.source_of = resolved, resolved.values, source_of
+        self.compressors: dict[str, PrunerSettings] = {}
+        self.errors: dict[str, ConfigError] = {error.key or "": error for error in resolved.errors}
+
+    def run(self) -> Examined:
+        self.missing(self.values, "")
+        known = [*HeadSettings.model_fields, *NODES, *PARTS]
+        for name in self.values.keys() - set(known):
+            self.add(name, unknown_key(name, known), shown_key=None)
+        head = self.settings(HeadSettings, {k: v for k, v in self.values.items() if k in HeadSettings.model_fields}, "")
+        model, data = self.node("model", self.values.get("model")), self.node("data", self.values.get("data"))
+        self.node("optimizer", self.values.get("optimizer"))
+        if self.values.get("scheduler") is not None:
+            self.node("scheduler", self.values["scheduler"])
+        evaluator = self.settings(EvaluatorSettings, self.values.get("evaluator"), "evaluator")
+        runtime = self.settings(RuntimeSettings, self.values.get("runtime"), "runtime")
+        expected = self.settings(ExpectedSettings, self.values.get("expected"), "expected")
+        self.settings(ExportSettings, self.values.get("export"), "export")
+        stages = self.stages(self.compressor(self.values.get("compressor"), "compressor"))
+        if self.errors:
+            return Examined(None, self.compressors, tuple(self.errors.values()))
+        assert head and model and data and evaluator and runtime and expected
+        settings = RecipeSettings(head, model, data, evaluator, runtime, expected, tuple(stages), self.values)
+        return Examined(settings, self.compressors, ())
+
+    def add(self, key: str, text: str, *, shown_key: str | None = "") -> None:
+        """Record an error unless this key, or one above it, has one."""
+        if not any(key == known or key.startswith(f"{known}.") for known in self.errors):
+            shown = key if shown_key == "" else shown_key
+            self.errors[key] = ConfigError(text, key=shown, source=self.source_of(key))
+
+    def missing(self, node: Any, key: str) -> None:
+        """Report each `???` that is left."""
+        if node == MISSING:
+            self.add(key, MISSING_VALUE.format(key=key))
+        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for name, child in items:
+            self.missing(child, f"{key}.{name}" if key else str(name))
+
+    def settings(self, model: type[S], values: Any, prefix: str) -> S | None:
+        """`values` as `model`, or None with the errors recorded."""
+        if isinstance(values, Mapping) and any(not isinstance(name, str) for name in values):
+            values = {str(name): value for name, value in values.items()}
+        try:
+            return model.model_validate({} if values is None else values)
+        except ValidationError as error:
+            for found in config_errors(error, model, values, prefix, self.source_of):
+                full_key = found.key or ""
+                if "unknown key" in found.message:
+                    full_key = f"{full_key}.{found.message.split(chr(39))[1]}".lstrip(".")
+                if not any(full_key == known or full_key.startswith(f"{known}.") for known in self.errors):
+                    self.errors[full_key] = found
+            return None
+
+    def node(self, key: str, value: Any) -> Node | None:
+        """A mapping with `_target_`."""
+        if isinstance(value, dict) and isinstance(value.get("_target_"), str):
+            return value
+        if isinstance(value, dict):
+            self.add(f"{key}._target_", f"a class or function is required: {key}: {{_target_: module.Name, ...}}")
+        else:
+            shown = "null" if value is None else repr(value)
+            self.add(key, f"{shown} is not a mapping with a _target_; choose an option of the group {key!r}")
+        return None
+
+    def compressor(self, values: Any, key: str) -> PrunerSettings | None:
+        """The settings of one compressor, by its `kind`."""
+        if values is None:
+            return None
+        if not isinstance(values, dict):
+            self.add(key, f"{values!r} is not a mapping of settings; choose an option of the group 'compressor'")
+            return None
+        kind = values.get("kind", "pruner")
+        if kind not in COMPRESSORS:
+            near = did_you_mean(str(kind), COMPRESSORS) or f"; kinds: {', '.join(COMPRESSORS)}"
+            self.add(f"{key}.kind", f"no compressor of kind {kind!r}{near}")
+            return None
+        settings = self.settings(COMPRESSORS[kind], values, key)
+        if settings is not None:
+            self.compressors[key] = settings
+        return settings
+
+    def stages(self, shared: PrunerSettings | None) -> list[RecipeStage]:
+        """Each stage in order, with the compressor it uses."""
+        values = self.values.get("stages")
+        if not isinstance(values, dict):
+            self.add("stages", "the stages are a mapping: {train: {max_epochs: 12}, prune: {}, ...}")
+            return []
+        told = set[str]()
+        for name, text in order_errors(list(values)):
+            need = text.removeprefix(repr(name))
+            if need not in told:  # a recipe without `train` is one mistake, not one a stage
+                self.add(f"stages.{name}" if name else "stages", text)
+            told.add(need)
+        found = (self.stage(name, stage, shared) for name, stage in values.items() if name in STAGES)
+        return [stage for stage in found if stage is not None]
+
+    def stage(self, name: str, values: Any, shared: PrunerSettings | None) -> RecipeStage | None:
+        key = f"stages.{name}"
+        if not isinstance(values, dict):
+            self.add(key, f"{values!r} is not a mapping of settings; write {{}} for a stage without any")
+            return None
+        settings = self.settings(STAGES[name], values, key)
+        if name == "export" and settings is not None and isinstance(self.values.get("export"), dict):
+            settings = self.settings(STAGES[name], {**self.values["export"], **values}, "export")
+        compressor, compressor_key = None, None
+        if name == "prune":
+            own = values.get("compressor")
+            compressor_key = "compressor" if own is None else f"{key}.compressor"
+            compressor = shared if own is None else self.compressor(own, compressor_key)
+            if own is None and self.values.get("compressor") is None:
+                self.add(key, "prune needs a compressor: add compressor=NAME (ls compressor lists them)")
+        objects = self.resolved.stage_objects[name]
+        for kind in ("optimizer", "scheduler"):
+            if kind in values and getattr(objects, kind) is not None:
+                self.node(f"{key}.{kind}", getattr(objects, kind))
+        if settings is None:
+            return None
+        assert not isinstance(settings, PruneSettings) or compressor or self.errors
+        return RecipeStage(name, settings, objects.optimizer, objects.scheduler, compressor, compressor_key)

@@ -1,0 +1,81 @@
+"""Measured numbers beside the recipe's `expected:` block, and the numbers that both are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnicompress.errors import ExpectationError
+from nnicompress.pipeline.settings import Bounds, ExpectedSettings
+from nnicompress.report.record import ArtifactRecord, ExpectedRecord, LatencyRecord, PhaseRecord, Report
+
+
+def summary_numbers(
+    phases: Sequence[PhaseRecord], artifacts: Sequence[ArtifactRecord], *, batch_size: int, mode: str
+) -> dict[str, float | None]:
+    """Final against baseline, by the names of `expected:`; None where something was not measured.
+
+    Accuracy and latency are the first exported file's where one was measured, each compared with the baseline in
+    the same runtime; else the eager model's. Latency is taken at the recipe's batch size, or at the largest measured.
+    """
+    first, last = phases[0], phases[-1]
+    artifact = next((a for a in artifacts if a.accuracy is not None or a.latency), None)
+    accuracy = artifact.accuracy if artifact and artifact.accuracy is not None else last.accuracy
+    start = artifact.baseline_accuracy if artifact and artifact.baseline_accuracy is not None else first.accuracy
+    drop = None if accuracy is None or start is None else (start - accuracy) * (1 if mode == "max" else -1)
+    if artifact and artifact.latency and artifact.baseline_latency:
+        latency = _latency_ratio(artifact.latency, artifact.baseline_latency, batch_size)
+    else:
+        latency = _latency_ratio(last.latency, first.latency, batch_size)
+    return {
+        "accuracy": accuracy,
+        "accuracy_drop": drop,
+        "params_ratio": _ratio(last.parameters, first.parameters),
+        "macs_ratio": _ratio(last.macs, first.macs),
+        "latency_ratio": latency,
+        "size_ratio": _ratio(last.bytes, first.bytes),
+    }
+
+
+def compare(expected: ExpectedSettings, numbers: dict[str, float | None]) -> tuple[ExpectedRecord, ...]:
+    """One row for each bound that the recipe states, in the order of the settings."""
+    rows = []
+    for name in type(expected).model_fields:
+        bounds: Bounds | None = getattr(expected, name)
+        if bounds is None:
+            continue
+        measured = numbers[name]
+        low = bounds.min is None or (measured is not None and measured >= bounds.min)
+        high = bounds.max is None or (measured is not None and measured <= bounds.max)
+        rows.append(ExpectedRecord(name=name, bound=_in_words(bounds), measured=measured, ok=low and high))
+    return tuple(rows)
+
+
+def require_expected(report: Report) -> None:
+    """Raise ExpectationError, naming every bound that is missed (exit code 3), unless all hold."""
+    missed = [
+        f"{row.name} is {'not measured' if row.measured is None else format(row.measured, '.4g')}, expected {row.bound}"
+        for row in report.expected
+        if not row.ok
+    ]
+    if missed:
+        raise ExpectationError(f"{report.name} misses its expected numbers: " + "; ".join(missed))
+
+
+def _in_words(bounds: Bounds) -> str:
+    if bounds.min is not None and bounds.max is not None:
+        return f"{bounds.min:g} to {bounds.max:g}"
+    return f"at least {bounds.min:g}" if bounds.min is not None else f"at most {bounds.max:g}"
+
+
+def _ratio(last: int | None, first: int | None) -> float | None:
+    return None if last is None or not first else last / first
+
+
+def _latency_ratio(last: Sequence[LatencyRecord], first: Sequence[LatencyRecord], batch_size: int) -> float | None:
+    before = {latency.batch_size: latency.median for latency in first}
+    after = {latency.batch_size: latency.median for latency in last}
+    common = before.keys() & after.keys()
+    if not common:
+        return None
+    at = batch_size if batch_size in common else max(common)
+    return after[at] / before[at]

@@ -1,0 +1,125 @@
+"""Numbers as a reader wants them, the same in the terminal and in HTML, and the first line of every report."""
+
+from __future__ import annotations
+
+from nnicompress.report.expected import summary_numbers
+from nnicompress.report.record import LatencyRecord, Report
+
+MISSING = "–"
+# Less than this is not told from the noise of a shared machine, and is not called faster.
+LEAST_GAIN = 0.02
+
+
+def count(value: int | None) -> str:
+    """`271,690` below a million, then `2.51 M`, `1.82 G`."""
+    if value is None:
+        return MISSING
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,}"
+
+
+def size(value: int | None) -> str:
+    """Decimal kilobytes and megabytes: `1.12 MB`."""
+    if value is None:
+        return MISSING
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= step:
+            return f"{value / step:.3g} {unit}"
+    return f"{value} B"
+
+
+def seconds(value: float | None) -> str:
+    """Milliseconds below a second: `1.83 ms`, `12.4 s`, `3 min 05 s`."""
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60):02d} s"
+
+
+def latency(record: LatencyRecord | None) -> str:
+    """The median: `1.83 ms`."""
+    if record is None:
+        return MISSING
+    scale, unit = (1e3, "ms") if record.median < 1 else (1.0, "s")
+    return f"{three_digits(record.median * scale)} {unit}"
+
+
+def spread(record: LatencyRecord | None) -> str:
+    """The quartiles, in the unit of the median: `1.79–1.90`."""
+    if record is None:
+        return ""
+    scale = 1e3 if record.median < 1 else 1.0
+    return f"{three_digits(record.low * scale)}–{three_digits(record.high * scale)}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, trailing zeros kept: `1.90`."""
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def is_share(report: Report) -> bool:
+    """Whether the metric is a share that reads as per cent, as accuracies do."""
+    return "accuracy" in report.metric.lower() or report.metric.lower() in ("f1", "precision", "recall", "iou")
+
+
+def metric(report: Report, value: float | None) -> str:
+    """`97.8 %` for a share, four digits otherwise."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.1f} %" if is_share(report) else f"{value:.4g}"
+
+
+def metric_change(report: Report, before: float, after: float) -> str:
+    """`−0.8 points`, with the sign of the number itself."""
+    change = after - before
+    text = f"{100 * change:+.1f} points" if is_share(report) else f"{change:+.3g}"
+    return text.replace("-", "−")
+
+
+def ratio(value: float | None) -> str:
+    """`0.41×`."""
+    return MISSING if value is None else f"{value:.2f}×"
+
+
+def speed_up(report: Report) -> float | None:
+    """Baseline's latency over the final model's, at the recipe's batch, in one runtime; None where not measured."""
+    latency_ratio = numbers(report)["latency_ratio"]
+    return None if latency_ratio is None else 1 / latency_ratio
+
+
+def numbers(report: Report) -> dict[str, float | None]:
+    """Final against baseline, by the names of `expected:`."""
+    return summary_numbers(report.phases, report.artifacts, batch_size=report.batch_size, mode=report.mode)
+
+
+def headline(report: Report) -> str:
+    """The result in one or two sentences; the first words say so where nothing became faster."""
+    found = numbers(report)
+    served = next((a.baseline_accuracy for a in report.artifacts if a.baseline_accuracy is not None), None)
+    before, after = (report.baseline.accuracy if served is None else served), found["accuracy"]
+    name = report.metric.capitalize()
+    if len(report.phases) == 1:
+        return "Not compressed: a baseline." + ("" if after is None else f" {name} {metric(report, after)}.")
+    quality = ""
+    if before is not None and after is not None:
+        change = metric_change(report, before, after)
+        quality = f" {name} {metric(report, before)} → {metric(report, after)} ({change})."
+    if report.masked_only:
+        zeros = 100 * report.final.zeros / max(1, report.final.parameters)
+        return f"No speed-up: masks only. {zeros:.0f} % of the parameters are zero, no tensor is smaller.{quality}"
+    name, share = ("multiply-accumulates", found["macs_ratio"])
+    if share is None:
+        name, share = ("parameters", found["params_ratio"])
+    assert share is not None, "every phase has parameters"
+    cost = f" with {100 * share:.0f} % of the {name}"
+    gain = speed_up(report)
+    if gain is None:
+        return f"Speed not measured,{cost}.{quality}"
+    if gain < 1 + LEAST_GAIN:
+        return f"Not faster: {gain:.2f} times the baseline's speed at batch {report.batch_size},{cost}.{quality}"
+    return f"{gain:.2f} times as fast at batch {report.batch_size},{cost}.{quality}"

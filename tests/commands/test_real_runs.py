@@ -1,0 +1,134 @@
+"""Whole runs of a tiny recipe: in Python, on the command line, shown again, reproduced."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import nnicompress
+from nnicompress.cli import main
+from nnicompress.config.compose import compose
+from nnicompress.errors import InputErrors, TrustError, UserError
+from nnicompress.events import Event, StageFinished
+
+REPOSITORY = Path(nnicompress.__file__).resolve().parents[1]
+
+
+def test_run_in_python_returns_the_report_of_the_run_and_can_be_called_again(tiny: str) -> None:
+    heard: list[Event] = []
+    first = nnicompress.run(tiny, listener=heard.append)
+    assert first.name == "tiny"
+    assert first.run_dir == compose(["recipe=tiny"]).run_dir
+    assert [event.name for event in heard if isinstance(event, StageFinished)] == ["train", "prune", "evaluate"]
+    second = nnicompress.run(Path("recipes/tiny.yaml"), ["seed=1"])
+    assert second.run_dir != first.run_dir
+    assert (first.seed, second.seed) == (0, 1)
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_run_works_inside_another_hydra_application(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "app.yaml").write_text("value: 3\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        nnicompress.run(tiny, smoke=True)
+        assert hydra.compose("app").value == 3
+
+
+def test_a_smoke_run_leaves_the_result_alone(tiny: str) -> None:
+    report = nnicompress.run(tiny)
+    before = Path(report.run_dir, "report.json").read_bytes()
+    smoke = nnicompress.run(tiny, smoke=True)
+    assert smoke.smoke and smoke.run_dir == f"{report.run_dir}-smoke"
+    assert Path(report.run_dir, "report.json").read_bytes() == before
+
+
+def test_wrong_input_raises_before_anything_is_written(tiny: str) -> None:
+    with pytest.raises(UserError, match="no folder 'nowhere'"):
+        nnicompress.run(tiny, config_dir="nowhere")
+    with pytest.raises(InputErrors, match="unknown key 'sed'"):
+        nnicompress.run(tiny, ["sed=1", "optimizer.lrr=2"])
+    assert not Path("runs").exists()
+
+
+def test_trust_opens_a_package_for_one_run_alone(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    site = tmp_path_factory.mktemp("site")
+    (site / "their_models.py").write_text(
+        "from torch import nn\n\ndef net(**settings):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    sys.path.insert(0, str(site))
+    own = ["model={_target_: their_models.net}", "stages.train.max_steps=1"]
+    try:
+        with pytest.raises((TrustError, InputErrors), match="--trust their_models"):
+            nnicompress.run(tiny, own)
+        assert nnicompress.run(tiny, own, trust=["their_models"]).baseline.parameters > 0
+        with pytest.raises((TrustError, InputErrors), match="--trust their_models"):
+            nnicompress.run(tiny, own)
+    finally:
+        sys.path.remove(str(site))
+
+
+def test_run_prints_the_report_and_show_prints_it_again(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", tiny]) == 0
+    printed = capsys.readouterr().out
+    (run,) = Path("runs").iterdir()
+    assert main(["show", str(run)]) == 0
+    assert capsys.readouterr().out == printed
+    assert "masks" in printed
+    assert main(["show", str(run / "report.json")]) == 0
+
+
+def test_show_tells_runs_without_a_report_apart(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", tiny]) == 0
+    (run,) = Path("runs").iterdir()
+    capsys.readouterr()
+    Path("empty").mkdir()
+    status = json.loads((run / "status.json").read_text())
+    failed = Path("runs/failed")
+    failed.mkdir()
+    (failed / "status.json").write_text(json.dumps({**status, "state": "failed", "stage": "prune", "error": "boom"}))
+    for arguments, code, line in [
+        ([], 2, f"error: show takes one run, as in 'nnicompress show {run}'"),
+        ([str(run)[:-1]], 2, f"error: no run '{str(run)[:-1]}'; did you mean '{run}'?"),
+        (["empty"], 2, "error: empty"),
+        (["runs/failed"], 1, "error: runs/failed: the run is failed in stage 'prune': boom"),
+    ]:
+        assert main(["show", *arguments]) == code
+        printed = capsys.readouterr().err
+        assert printed.startswith(line) and printed.count("\n") == 1
+
+
+def test_reproduce_compares_with_the_expected_numbers(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", tiny]) == 2
+    assert capsys.readouterr().err.startswith("error: expected: the recipe states no numbers to reproduce")
+    assert not Path("runs").exists()
+    assert main(["reproduce", tiny, "+expected.macs_ratio={max: 1.0}"]) == 0
+    assert main(["reproduce", tiny, "+expected.macs_ratio={max: 0.5}", "+expected.accuracy={min: 0.0}"]) == 3
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == (
+        "error: tiny misses its expected numbers: macs_ratio is 1, expected at most 0.5"
+    )
+    assert "macs_ratio" in printed.out
+
+
+def test_the_exit_code_of_a_process_is_the_error_s(tiny: str) -> None:
+    command = [sys.executable, "-m", "nnicompress", "run", tiny, "sed=1"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: unknown key 'sed'; did you mean 'seed'? (command line)\n")
+
+
+def test_only_what_the_recipe_names_is_imported(tiny: str) -> None:
+    optional = ("pytorch_lightning", "timm", "torchvision", "onnx", "onnxruntime", "torch_pruning", "IPython")
+    script = (
+        "import sys; from nnicompress.cli import main; code = main(['run', 'tiny', '--smoke']); "
+        f"print(code, *[name for name in {optional} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0", done.stderr

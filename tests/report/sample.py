@@ -1,0 +1,115 @@
+"""A report with round numbers, for the tests of what renders it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnicompress.pipeline.settings import ExpectedSettings
+from nnicompress.report.expected import compare, summary_numbers
+from nnicompress.report.record import (
+    ArtifactRecord,
+    CurveRecord,
+    LatencyRecord,
+    LayerRecord,
+    PhaseRecord,
+    ProofRecord,
+    Report,
+    StageRecord,
+)
+
+
+def latency(batch_size: int, median: float) -> LatencyRecord:
+    """Quartiles 5 % around the median."""
+    return LatencyRecord(batch_size=batch_size, median=median, low=0.95 * median, high=1.05 * median, repeats=50)
+
+
+def phase(name: str, label: str, **changes: Any) -> PhaseRecord:
+    """A phase of a network with a million parameters, not compressed unless `changes` say so."""
+    values: dict[str, Any] = {
+        "masked": False,
+        "parameters": 1_000_000,
+        "zeros": 0,
+        "macs": 8_000_000,
+        "bytes": 4_000_000,
+        "accuracy": 0.98,
+        "validation": 0.97,
+        "latency": (latency(1, 0.002), latency(32, 0.020)),
+        "peak_memory": 10_000_000,
+    }
+    return PhaseRecord(name=name, label=label, **{**values, **changes})
+
+
+SMALL: dict[str, Any] = {
+    "parameters": 400_000,
+    "macs": 4_000_000,
+    "bytes": 1_600_000,
+    "latency": (latency(1, 0.0016), latency(32, 0.010)),
+    "peak_memory": 6_000_000,
+}
+PHASES = (
+    phase("baseline", "baseline"),
+    phase("pruned", "pruned (masked)", masked=True, zeros=600_000, accuracy=0.5, validation=0.5),
+    phase("shrunk", "shrunk", **SMALL, accuracy=0.5, validation=0.5),
+    phase("finetuned", "fine-tuned", **SMALL, accuracy=0.96, validation=0.95),
+)
+ARTIFACT = ArtifactRecord(
+    format="pt2",
+    path="model.pt2",
+    runtime="torch.export",
+    bytes=1_700_000,
+    baseline_bytes=4_100_000,
+    max_relative_difference=1e-7,
+    accuracy=0.96,
+    baseline_accuracy=0.98,
+    latency=(latency(1, 0.0015), latency(32, 0.008)),
+    baseline_latency=(latency(1, 0.002), latency(32, 0.020)),
+)
+
+
+def make_report(expected: dict[str, Any] | None = None, **changes: Any) -> Report:
+    """A whole report; `changes` replace fields."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "summary": "A <small> network & its report",
+        "run_dir": "runs/small",
+        "seed": 0,
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 75.0,
+        "device": "cpu",
+        "threads": 1,
+        "precision": "float32",
+        "machine": "a processor, 2 cores",
+        "versions": {"torch": "2.13.0"},
+        "batch_size": 32,
+        "metric": "accuracy",
+        "mode": "max",
+        "split": "test",
+        "stages": (StageRecord(name="train", seconds=60.0), StageRecord(name="prune", seconds=15.0)),
+        "phases": PHASES,
+        "artifacts": (ARTIFACT,),
+        "layers": (
+            LayerRecord(name="conv1", before=16, after=8, asked=8),
+            LayerRecord(name="conv2", before=32, after=32, asked=6, note="its width <is> fixed"),
+        ),
+        "unprunable": ("fc: the model's output",),
+        "proof": ProofRecord(
+            max_relative_difference=1e-15, tolerance=1e-9, precision="float64", batch_sizes=(2, 3), seconds=0.1
+        ),
+        "curves": (
+            CurveRecord(
+                stage="train",
+                total_steps=4,
+                steps=(1, 2, 3, 4),
+                losses=(2.0, 1.0, 0.5, 0.1),
+                epoch_steps=(2, 4),
+                metrics=({"default": 0.6}, {"default": 0.97}),
+            ),
+            CurveRecord(stage="finetune", total_steps=2, steps=(1, 2), losses=(0.4, 0.2)),
+        ),
+    }
+    values.update(changes)
+    numbers = summary_numbers(
+        values["phases"], values["artifacts"], batch_size=values["batch_size"], mode=values["mode"]
+    )
+    rows = compare(ExpectedSettings.model_validate(expected or {}), numbers)
+    return Report(**{**values, "expected": rows})
