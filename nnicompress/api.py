@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnicompress.config.compose import apart_from_results, compose_with_origin
+from nnicompress.config.compose import apart_from_results
 from nnicompress.errors import ConfigError
 from nnicompress.events import Listener, silent
 from nnicompress.paths import recipe_override
@@ -40,11 +40,10 @@ def run(
         UserError: the input is wrong; nothing has been written.
         JobError: the run failed; its folder's `status.json` says where.
     """
-    from nnicompress.config.check import check
+    from nnicompress.config.check import check_recipe
 
-    composed = compose_with_origin([recipe_override(recipe), *overrides], config_dir=existing_folder(config_dir))
     with allow(trust):
-        check(composed.config, composed.origin)
+        composed, _ = check_recipe([recipe_override(recipe), *overrides], config_dir=existing_folder(config_dir))
         return run_config(composed.config, smoke=smoke, listener=listener)
 
 

@@ -26,11 +26,10 @@ def main(arguments: list[str]) -> int:
     parsed = parse_recipe(arguments, command="check")
 
     from nnicompress.commands.display import print_check
-    from nnicompress.config.check import check
-    from nnicompress.config.compose import compose_with_origin
+    from nnicompress.config.check import check_recipe
     from nnicompress.trust import allow
 
-    composed = compose_with_origin(parsed.overrides, config_dir=parsed.config_dir)
     with allow(parsed.trust):
-        print_check(check(composed.config, composed.origin))
+        _, report = check_recipe(parsed.overrides, config_dir=parsed.config_dir)
+    print_check(report)
     return 0

@@ -25,14 +25,12 @@ def main(arguments: list[str]) -> int:
     parsed = parse_recipe(arguments, command="reproduce")
 
     from nnicompress.commands.display import run_and_print
-    from nnicompress.config.check import check
-    from nnicompress.config.compose import compose_with_origin
+    from nnicompress.config.check import check_recipe
     from nnicompress.report.expected import require_expected
     from nnicompress.trust import allow
 
-    composed = compose_with_origin(parsed.overrides, config_dir=parsed.config_dir)
     with allow(parsed.trust):
-        check(composed.config, composed.origin)
+        composed, _ = check_recipe(parsed.overrides, config_dir=parsed.config_dir)
         if not composed.config.get("expected"):
             message = "the recipe states no numbers to reproduce, as in expected: {accuracy: {min: 0.9}}"
             raise ConfigError(message, key="expected", source=composed.origin.source_of("expected"))

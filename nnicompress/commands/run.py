@@ -53,38 +53,51 @@ def main(arguments: list[str]) -> int:
     """Check, then run; UserError before anything is written, JobError where the run, or a point of a sweep, failed."""
     parsed = parse_recipe(arguments, command="run", hydra=True, smoke=True)
 
-    from nnicompress.config.compose import compose
+    from nnicompress.config.compose import compose_with_origin
 
+    added: frozenset[str] = frozenset()
     if not parsed.inspects:
-        check_all(parsed)
+        added = check_all(parsed)
     elif {"--cfg", "--info"} & set(parsed.hydra_options):
-        compose(parsed.overrides, config_dir=parsed.config_dir)  # whose errors say more than those of Hydra's printers
-    return _with_hydra(parsed, arguments)
+        # Composed here first: its errors say more than those of Hydra's printers.
+        added = _added(compose_with_origin(parsed.overrides, config_dir=parsed.config_dir).overrides)
+    overrides = tuple(f"++{text}" if text.partition("=")[0] in added else text for text in parsed.overrides)
+    return _with_hydra(replace(parsed, overrides=overrides), arguments)
 
 
-def check_all(parsed: Arguments) -> None:
-    """Check the recipe, or every point of the sweep, and raise all errors at once."""
-    from nnicompress.config.check import check
-    from nnicompress.config.compose import compose_with_origin, sweep_points
+def _added(overrides: Sequence[str]) -> frozenset[str]:
+    """The keys that Hydra must be told to add."""
+    return frozenset(text.partition("=")[0][2:] for text in overrides if text.startswith("++"))
+
+
+def check_all(parsed: Arguments) -> frozenset[str]:
+    """Check the recipe, or every point of the sweep, and raise all errors at once.
+
+    Returns the keys of overrides that no file writes: Hydra must be told to add them.
+    """
+    from nnicompress.config.check import check_recipe
+    from nnicompress.config.compose import sweep_points
     from nnicompress.trust import allow
 
     if parsed.multirun and _has_own_sweeper(parsed):
-        return  # that sweeper chooses its points as it goes: each is checked when it starts
+        return frozenset()  # that sweeper chooses its points as it goes: each is checked when it starts
     points: Sequence[Sequence[str]] = [parsed.overrides]
     if parsed.multirun:
         points = sweep_points(parsed.overrides, config_dir=parsed.config_dir)
     errors: dict[str, UserError] = {}
+    added: frozenset[str] = frozenset()
     with allow(parsed.trust):
         for point in points:
             try:
-                composed = compose_with_origin(point, config_dir=parsed.config_dir)
-                check(composed.config, composed.origin)
+                composed, _ = check_recipe(point, config_dir=parsed.config_dir)
+                added |= _added(composed.overrides)
             except InputErrors as several:
                 errors.update({str(error): error for error in several.errors})
             except UserError as error:
                 errors[str(error)] = error
     if errors:
         raise InputErrors(tuple(errors.values()))
+    return added
 
 
 def _with_hydra(parsed: Arguments, arguments: Sequence[str]) -> int:
@@ -137,21 +150,22 @@ class _Task:
             with argv(self.command_line):
                 if self.parsed.multirun:
                     print(f"\n[{settings.job.num + 1}] {point}", flush=True)
-                self._run(config, str(settings.runtime.choices["recipe"]), list(settings.overrides.task))
+                self._run(list(settings.overrides.task))
         except Exception as error:
             self.failures.append((point, error))
             if self.parsed.multirun:
                 self._tell(error)
                 raise  # for launchers that run points in other processes; Hydra's own goes on with the next point
 
-    def _run(self, config: DictConfig, choice: str, overrides: list[str]) -> None:
+    def _run(self, overrides: Sequence[str]) -> None:
         from nnicompress.commands.display import run_and_print
-        from nnicompress.config.compose import recipe_name, settle
+        from nnicompress.config.compose import compose
         from nnicompress.trust import allow
 
         if self.parsed.multirun and _has_own_sweeper(self.parsed):
             check_all(replace(self.parsed, overrides=tuple(overrides), hydra_options=()))
-        settle(config, recipe_name(choice))
+        # Composed once more, so that a run from here and one from Python go one way.
+        config = compose(overrides, config_dir=self.parsed.config_dir)
         with allow(self.parsed.trust):
             run_and_print(config, smoke=self.parsed.smoke)
 

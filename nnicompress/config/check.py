@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nnicompress.config.blueprint import StageBlueprint, draw
+from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
 from nnicompress.config.schema import RecipeSettings, examine
@@ -87,6 +88,25 @@ def check(cfg: DictConfig, origin: Origin | None = None) -> CheckReport:
     with random_states_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _Check(resolve(cfg, origin.source_of if origin else unknown_source), origin).run()
+
+
+def check_recipe(overrides: Sequence[str], *, config_dir: Path | None = None) -> tuple[Composed, CheckReport]:
+    """Compose `["recipe=NAME", "seed=1", ...]` and check it.
+
+    Raises:
+        InputErrors: all that is wrong, with the overrides and with the recipe together.
+    """
+    composed, errors = compose_what_is_right(overrides, config_dir=config_dir)
+    report = None
+    if composed is not None:
+        try:
+            report = check(composed.config, composed.origin)
+        except InputErrors as found:
+            errors += found.errors
+    if errors:
+        raise InputErrors(tuple(errors))
+    assert composed is not None and report is not None
+    return composed, report
 
 
 class _Check:

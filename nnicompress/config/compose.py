@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from nnicompress.config.locate import COMMAND_LINE, Origin, config_file, locate
-from nnicompress.config.messages import OverrideError, explained
+from nnicompress.config.messages import OverrideError, UnwrittenKey, explained
 from nnicompress.config.search_path import searching
+from nnicompress.config.yaml_lines import keys_of
 from nnicompress.errors import ConfigError, InputErrors, UserError
-from nnicompress.paths import shipped
+from nnicompress.paths import shipped, summary
 
 PRIMARY = "config"
 VERSION_BASE = "1.3"
@@ -38,10 +39,11 @@ _NOT_HASHED = frozenset({"name", "run_dir", "summary", "expected", "hydra"})
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed recipe with its origin."""
+    """A composed recipe with its origin, and the overrides as Hydra took them."""
 
     config: DictConfig
     origin: Origin
+    overrides: tuple[str, ...]
 
 
 def compose(recipe_and_overrides: Sequence[str], *, config_dir: Path | None = None) -> DictConfig:
@@ -50,25 +52,38 @@ def compose(recipe_and_overrides: Sequence[str], *, config_dir: Path | None = No
 
 
 def compose_with_origin(overrides: Sequence[str], *, config_dir: Path | None = None) -> Composed:
-    """Compose a recipe, with `name` (the recipe's) and `run_dir` (never null) filled in.
+    """Compose a recipe, with `name` (the recipe's), `summary` and `run_dir` (never null) filled in.
 
     Works many times in one process and inside another Hydra application. Raises ConfigError, or InputErrors where
-    several overrides are wrong: a wrong override is put aside and the rest composed, so that all are shown at once.
+    several overrides are wrong.
+    """
+    composed, errors = compose_what_is_right(overrides, config_dir=config_dir)
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputErrors(errors)
+    assert composed is not None
+    return composed
+
+
+def compose_what_is_right(
+    overrides: Sequence[str], *, config_dir: Path | None = None
+) -> tuple[Composed | None, list[UserError]]:
+    """Compose a recipe without the overrides that are wrong, and say what is wrong with them.
+
+    A setting that no file writes can be given like any other, without Hydra's `+`: a key below a written one is
+    added, and the schema, which knows every key, says whether it is right.
     """
     remaining, errors = list(overrides), list[UserError]()
     with searching(config_dir), _own_hydra():
         while True:
             try:
-                composed = _compose(remaining)
-                break
+                return _compose(remaining), errors
+            except UnwrittenKey as error:
+                remaining[remaining.index(error.override)] = f"++{error.override}"
             except ConfigError as error:
                 errors.append(error)
                 if (culprit := _culprit(error, remaining)) is None:
-                    break
+                    return None, errors
                 remaining.remove(culprit)
-    if errors:
-        raise errors[0] if len(errors) == 1 else InputErrors(errors)
-    return composed
 
 
 def settle(config: DictConfig, recipe: str) -> None:
@@ -122,7 +137,28 @@ def _compose(overrides: list[str]) -> Composed:
         written = locate(defaults.defaults, sources, defaults.config_overrides)
     origin = Origin(recipe_name(choice), config_file(f"recipe/{choice}", sources), written)
     settle(config, origin.recipe)
-    return Composed(config, origin)
+    if origin.file is not None:
+        _follow_file(config, origin.file)
+    return Composed(config, origin, tuple(overrides))
+
+
+def _follow_file(config: DictConfig, file: Path) -> None:
+    """What Hydra loses of a recipe's file: its first comment, and the order of its stages.
+
+    Hydra merges a preset placed into a stage (`/compressor@stages.prune.compressor: l1`) before the recipe's own keys.
+    """
+    order = [
+        key.removeprefix("stages.") for key, _ in keys_of(file) if key.count(".") == 1 and key.startswith("stages.")
+    ]
+    with open_dict(config):
+        config.summary = config.get("summary") or summary(file)
+        stages = config.get("stages")
+        if isinstance(stages, DictConfig):
+            position = {name: number for number, name in enumerate(order)}
+            items = dict(
+                sorted(stages.items_ex(resolve=False), key=lambda item: position.get(str(item[0]), len(order)))
+            )
+            config.stages = items
 
 
 def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:

@@ -37,6 +37,10 @@ class OverrideError(ConfigError):
         super().__init__(message, key=key, source=COMMAND_LINE)
 
 
+class UnwrittenKey(OverrideError):
+    """An override of a key that no file writes, below a key that one does: the schema knows whether it is right."""
+
+
 @contextmanager
 def explained(overrides: Sequence[str], loader: ConfigLoader | None = None) -> Iterator[None]:
     """Within the block, errors of Hydra, OmegaConf and YAML become ConfigErrors; all others pass unchanged."""
@@ -120,6 +124,8 @@ def _unknown_key(
         return ConfigError(message)
     if not hint:
         message += f"; to add a key that the recipe does not have, write +{override}"
+    if head and _key_of(override) == key and isinstance(parent, DictConfig) and not override.startswith("~"):
+        return UnwrittenKey(message, override=override)
     return OverrideError(message, override=override)
 
 
@@ -193,6 +199,10 @@ def _by_text(error: BaseException, overrides: Sequence[str], loader: ConfigLoade
         return OverrideError(f"{culprit!r} gives several values: add -m to run each of them{as_list}", override=culprit)
     if (match := re.search(r"Multiple values for (\S+)\.", text)) and loader is not None:
         return _second_choice(match.group(1), overrides, loader)
+    if "Config group override must be a string or a list. Got NoneType" in text:
+        override = next((text for text in overrides if text.endswith("=null")), "")
+        group = _key_of(override)
+        return OverrideError(f"{override!r}: to choose no option write ~{group}", override=override)
     if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
         return OverrideError(f"there is no {match.group(1)!r} to delete", override=_about(match.group(1), overrides))
     if match := re.search(r"An item is already at '([^']+)'", text):

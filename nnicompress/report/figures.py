@@ -290,7 +290,8 @@ def _shortened(name: str, most: int = 32) -> str:
 def _svg(figure: Figure, label: str) -> str:
     """What a page needs of matplotlib's SVG: no metadata, style sheet or spare ids; the page's colours."""
     file = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    # Not savefig, which lays everything out once more before.
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
     root = ElementTree.fromstring(file.getvalue())
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     for parent in list(root.iter()):

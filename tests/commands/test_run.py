@@ -171,7 +171,8 @@ def test_wrong_input_writes_nothing_and_exits_with_2(
 def test_all_errors_of_all_points_are_shown_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-m", TAYLOR, "seed=one,two", "optimizer.lrr=1"]) == 2
     printed = capsys.readouterr().err.splitlines()
-    assert sum("optimizer.lrr" in line for line in printed) == 1
+    assert sum("takes no 'lrr'" in line for line in printed) == 1
+    assert sum("'one'" in line for line in printed) == 1
 
 
 def test_cfg_prints_the_config_and_runs_nothing(

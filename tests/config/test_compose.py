@@ -88,12 +88,36 @@ def test_a_recipe_may_build_on_another(tmp_path: Path) -> None:
 
 def test_all_wrong_overrides_are_shown_at_once() -> None:
     with pytest.raises(InputErrors) as caught:
-        compose([TAYLOR, "sed=1", "seed=2", "optimizer.lrr=3", "compressor=taylorf"])
+        compose([TAYLOR, "sed=1", "seed=2", "optimzer.lr=3", "compressor=taylorf"])
     assert sorted(str(error).split(";")[0] for error in caught.value.errors) == [
         "no compressor named 'taylorf'",
-        "unknown key 'optimizer.lrr'",
+        "unknown key 'optimzer'",
         "unknown key 'sed'",
     ]
+
+
+def test_a_setting_that_no_file_writes_is_given_like_any_other() -> None:
+    composed = compose_with_origin([TAYLOR, "stages.evaluate.seconds=0.5", "optimizer.maximize=true"])
+    assert composed.config.stages.evaluate.seconds == 0.5
+    assert composed.config.optimizer.maximize is True
+    assert composed.origin.source_of("optimizer.maximize") == "command line"
+
+
+def test_a_preset_placed_into_a_stage_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "placed.yaml",
+        "# One line\n"
+        "defaults:\n  - /compressor@stages.prune.compressor: l1\n"
+        "stages:\n"
+        "  train: {max_epochs: 1}\n"
+        "  prune: {compressor: {targets: {convs: {sparse_ratio: 0.3}}}}\n"
+        "  shrink: {}\n",
+    )
+    config = compose([f"recipe={recipe}"])
+    assert list(config.stages) == ["train", "prune", "shrink"]
+    assert config.stages.prune.compressor.targets.convs.sparse_ratio == 0.3
+    assert config.stages.prune.compressor.importance.name == "l1"
+    assert config.summary == "One line"
 
 
 def test_composing_leaves_another_hydra_application_as_it_was(tmp_path: Path) -> None:

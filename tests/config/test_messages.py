@@ -8,9 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from nnicompress.config.check import check_recipe
 from nnicompress.config.compose import compose
 from nnicompress.config.messages import explained
-from nnicompress.errors import ConfigError
+from nnicompress.errors import ConfigError, InputErrors
 
 TAYLOR = "recipe=taylorfo_resnet"
 COMPRESSORS = "(known: l1, l2, level, random, taylorfo, taylorfo_squared_sum)"
@@ -29,16 +30,11 @@ def line_of(*overrides: str) -> str:
     [
         (["sed=1"], "unknown key 'sed'; did you mean 'seed'? (command line)"),
         (["optimzer=adam"], "unknown key 'optimzer'; did you mean 'optimizer'? (command line)"),
-        (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'? (command line)"),
         (
-            ["compressor.targets.convs.sparse_ratoi=0.5"],
-            "unknown key 'compressor.targets.convs.sparse_ratoi'; "
-            "did you mean 'compressor.targets.convs.sparse_ratio'? (command line)",
+            ["compressor.targets.cnovs.sparse_ratio=0.5"],
+            "unknown key 'compressor.targets.cnovs'; did you mean 'compressor.targets.convs'? (command line)",
         ),
-        (
-            ["model.zoom=2"],
-            "unknown key 'model.zoom'; to add a key that the recipe does not have, write +model.zoom=2 (command line)",
-        ),
+        (["compressor=null"], "'compressor=null': to choose no option write ~compressor (command line)"),
         (["+seed=1"], "'seed' is there already; write seed=1 without the + (command line)"),
         (["~sed"], "there is no 'sed' to delete (command line)"),
         (["optimizer=admm"], "no optimizer named 'admm'; did you mean 'adam' or 'adamw'? "),
@@ -60,11 +56,29 @@ def line_of(*overrides: str) -> str:
             'cannot read "summary=it\'s"; text with spaces or any of ,\'"()[]{}:= is written in quotes: '
             "'summary=\"it's\"' (command line)",
         ),
-        (["stages.train.max_epochs.x=3"], "unknown key 'stages.train.max_epochs.x'"),
     ],
 )
 def test_a_wrong_override_is_one_line(overrides: list[str], line: str) -> None:
     assert line_of(TAYLOR, *overrides).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.lrr=1", "optimizer: torch.optim.SGD takes no 'lrr'; did you mean 'lr'? (command line)"),
+        (
+            "compressor.targets.convs.sparse_ratoi=0.5",
+            "compressor.targets.convs: unknown key 'sparse_ratoi'; did you mean 'sparse_ratio' or 'min_sparse_ratio' "
+            "or 'max_sparse_ratio'? (command line)",
+        ),
+        ("model.zoom=2", "model: nnicompress.models.resnet.resnet20 takes no 'zoom'"),
+    ],
+)
+def test_a_wrong_key_below_a_right_one_is_told_by_the_schema(override: str, line: str) -> None:
+    with pytest.raises(InputErrors) as caught:
+        check_recipe([TAYLOR, override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_recipe_is_one_line_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
