@@ -57,7 +57,7 @@ def test_a_page_without_pictures_is_a_page() -> None:
     assert "<svg" not in page and "Not compressed" in page
 
 
-def test_only_a_page_with_figures_imports_matplotlib() -> None:
+def test_matplotlib_is_not_imported_before_a_page_is_written() -> None:
     code = "import sys, nnicompress.report.html; assert not {'matplotlib', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
