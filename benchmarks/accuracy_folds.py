@@ -58,9 +58,8 @@ def main() -> None:
             print(f"{fold:4} {row}   {kept[0]:17.2f}, {kept[1]:.2f}   {met[0]:>16}, {met[1]}", flush=True)
     means = {name: 100 * statistics.mean(values) for name, values in accuracies.items()}
     print("mean " + "".join(f"{means[name]:9.2f}" for name in names))
-    print(
-        f"Taylor loses {means['baseline'] - means['taylor']:.2f} points, random {means['baseline'] - means['random']:.2f}"
-    )
+    losses = [means["baseline"] - means[name] for name in ("taylor", "random")]
+    print(f"Taylor loses {losses[0]:.2f} points, random {losses[1]:.2f}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def run(
         UserError: the input is wrong; nothing has been written.
         JobError: the run failed; its folder's `status.json` says where.
     """
-    from nnicompress.config.check import check_recipe
+    from nnicompress.checks.recipe import check_recipe
 
     with allow(trust):
         composed, _ = check_recipe([recipe_override(recipe), *overrides], config_dir=existing_folder(config_dir))

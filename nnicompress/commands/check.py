@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
     """Print what the recipe will do; UserError (all errors together) where something is wrong."""
     parsed = parse_recipe(arguments, command="check")
 
+    from nnicompress.checks.recipe import check_recipe
     from nnicompress.commands.display import print_check
-    from nnicompress.config.check import check_recipe
     from nnicompress.trust import allow
 
     with allow(parsed.trust):

@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
     """Run and compare; ExpectationError where a bound is missed, UserError where the recipe states none."""
     parsed = parse_recipe(arguments, command="reproduce")
 
+    from nnicompress.checks.recipe import check_recipe
     from nnicompress.commands.display import run_and_print
-    from nnicompress.config.check import check_recipe
     from nnicompress.report.expected import require_expected
     from nnicompress.trust import allow
 

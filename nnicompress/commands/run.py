@@ -75,7 +75,7 @@ def check_all(parsed: Arguments) -> frozenset[str]:
 
     Returns the keys of overrides that no file writes: Hydra must be told to add them.
     """
-    from nnicompress.config.check import check_recipe
+    from nnicompress.checks.recipe import check_recipe
     from nnicompress.config.compose import sweep_points
     from nnicompress.trust import allow
 

@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"no run {words[0]!r}{hint}")
 
     from nnicompress.commands.display import print_report
-    from nnicompress.report.record import Report
+    from nnicompress.pipeline.run_dir import finished_report
 
-    print_report(Report.load(run))
+    print_report(finished_report(run))
     return 0
 
 

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from nnicompress.errors import ConfigError, RunLockedError
+from nnicompress.errors import ConfigError, JobError, RunLockedError
+from nnicompress.report.record import Report
 
 STATUS_FILE = "status.json"
 MANIFEST_FILE = "manifest.json"
@@ -70,6 +71,22 @@ def read_status(folder: str | Path) -> RunStatus | None:
     if status.state == "running" and not _is_locked(folder):
         return replace(status, state="failed", error=f"its process ({status.pid}) ended without finishing")
     return status
+
+
+def finished_report(run: str | Path) -> Report:
+    """The report of a finished run.
+
+    Raises:
+        UserError: there is no such run.
+        JobError: the run is not finished, or failed; the message says where.
+    """
+    path = Path(run)
+    status = read_status(path) if path.is_dir() else None
+    if status is not None and status.state != "done":
+        at = f" in stage {status.stage!r}" if status.stage else ""
+        why = f": {status.error}" if status.error else ""
+        raise JobError(f"{path}: the run is {status.state}{at}{why}; it has no report")
+    return Report.load(path)
 
 
 def _is_locked(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from nnicompress.errors import JobError, UserError
+from nnicompress.errors import UserError
 
 REPORT_FILE = "report.json"
 
@@ -191,25 +191,16 @@ class Report(Record):
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, run: str | Path) -> Self:
-        """The report of a finished run, from its folder or its `report.json`.
+    def load(cls, path: str | Path) -> Self:
+        """A report from its file, or from the folder that it lies in.
 
         Raises:
-            UserError: there is no such run.
-            JobError: the run is not finished, or failed; the message says where.
+            UserError: there is no such report.
         """
-        path = Path(run)
-        if path.is_dir():
-            from nnicompress.pipeline.run_dir import read_status
-
-            status = read_status(path)
-            if status is not None and status.state != "done":
-                at = f" in stage {status.stage!r}" if status.stage else ""
-                why = f": {status.error}" if status.error else ""
-                raise JobError(f"{path}: the run is {status.state}{at}{why}; it has no report")
-            path = path / REPORT_FILE
-        if not path.is_file():
+        path = Path(path)
+        file = path / REPORT_FILE if path.is_dir() else path
+        if not file.is_file():
             raise UserError(
-                f"{path}: no such report; give the folder of a finished run, as in `nnicompress show runs/...`"
+                f"{file}: no such report; give the folder of a finished run, as in `nnicompress show runs/...`"
             )
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        return cls.model_validate_json(file.read_text(encoding="utf-8"))

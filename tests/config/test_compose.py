@@ -26,7 +26,7 @@ def test_a_recipe_wins_over_the_groups_it_chooses_and_an_override_over_the_recip
     config = compose([TAYLOR, "optimizer=adam", "stages.train.max_epochs=2"])
     assert config.optimizer._target_ == "torch.optim.Adam"
     assert config.stages.train.max_epochs == 2
-    assert config.stages.finetune.optimizer.lr == 0.02
+    assert config.stages.finetune.optimizer.lr == 0.005
     assert "hydra" not in config
 
 

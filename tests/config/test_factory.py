@@ -28,7 +28,7 @@ def test_a_job_holds_all_that_the_recipe_says() -> None:
     assert (job.runtime.device, job.runtime.threads) == ("cpu", None)
     assert job.run_dir.parent == Path("runs")
     assert job.expected.accuracy is not None
-    assert job.expected.accuracy.min == 0.95
+    assert job.expected.accuracy.min == 0.945
     assert [plan.name for plan in job.stages] == ["train", "prune", "shrink", "finetune", "export", "evaluate"]
     assert [plan.pruner is not None for plan in job.stages] == [False, True, False, False, False, False]
     assert job.resolved_config["model"]["num_classes"] == 10
@@ -48,7 +48,7 @@ def test_each_build_of_the_model_is_fresh() -> None:
 def test_an_evaluator_trains_with_the_settings_of_its_stage() -> None:
     job = job_of("evaluator.clip_norm=1.0", "evaluator.accumulate=2")
     model = job.build_model.build()
-    for name, highest in (("train", 0.1), ("finetune", 0.02)):
+    for name, highest in (("train", 0.1), ("finetune", 0.005)):
         events: list[Event] = []
         plan = next(plan for plan in job.stages if plan.name == name)
         evaluator = plan.build_evaluator(events.append)

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from nnicompress.config.check import check_recipe
+from nnicompress.checks.recipe import check_recipe
 from nnicompress.config.compose import compose
 from nnicompress.config.messages import explained
 from nnicompress.errors import ConfigError, InputErrors

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnicompress.config.check import check
+from nnicompress.checks.recipe import check
 from nnicompress.config.compose import compose_with_origin
 from nnicompress.errors import InputErrors
 from nnicompress.paths import shipped, summary

@@ -51,7 +51,7 @@ def test_a_shipped_recipe_becomes_typed_settings_in_its_order() -> None:
 def test_a_stage_changes_the_optimizer_and_the_scheduler_follows() -> None:
     stages = {stage.name: stage for stage in settings_of(BASE).stages}
     assert (stages["train"].optimizer["lr"], stages["train"].scheduler["max_lr"]) == (0.1, 0.1)
-    assert (stages["finetune"].optimizer["lr"], stages["finetune"].scheduler["max_lr"]) == (0.02, 0.02)
+    assert (stages["finetune"].optimizer["lr"], stages["finetune"].scheduler["max_lr"]) == (0.005, 0.005)
     assert stages["finetune"].optimizer["momentum"] == 0.9
     assert isinstance(stages["finetune"].settings, FinetuneSettings)
 

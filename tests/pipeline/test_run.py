@@ -17,7 +17,7 @@ from nnicompress.errors import JobError
 from nnicompress.events import Event, StageFinished, StageStarted
 from nnicompress.export.plain import load
 from nnicompress.pipeline.run import run_job
-from nnicompress.pipeline.run_dir import read_status
+from nnicompress.pipeline.run_dir import finished_report, read_status
 from nnicompress.report.record import Report
 from tests.pipeline.jobs import LEVEL, WHOLE_WAY, make_job
 
@@ -148,7 +148,7 @@ def test_a_failing_stage_leaves_a_failed_run_without_a_report(tmp_path: Path) ->
     assert [p.name for p in (tmp_path / "stages").iterdir()] == ["01_train"]
     assert not (tmp_path / "report.json").exists() and not (tmp_path / "model").exists()
     with pytest.raises(JobError, match="failed in stage 'prune': ValueError: a fault"):
-        Report.load(tmp_path)
+        finished_report(tmp_path)
 
 
 def test_start_from_a_checkpoint_is_the_same_as_having_trained(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from nnicompress.errors import JobError, UserError
-from nnicompress.pipeline.run_dir import open_run
+from nnicompress.pipeline.run_dir import finished_report, open_run
 from nnicompress.report.record import Report
 from tests.report.sample import PHASES, make_report
 
@@ -38,19 +38,19 @@ def test_unknown_keys_are_not_lost_in_silence() -> None:
 
 def test_a_run_without_a_report_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such report"):
-        Report.load(tmp_path)
+        finished_report(tmp_path)
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path) as run:
         run.update(stage="train")
         raise KeyboardInterrupt
     with pytest.raises(JobError, match="the run is failed in stage 'train': interrupted; it has no report"):
-        Report.load(tmp_path)
+        finished_report(tmp_path)
 
 
 def test_showing_a_report_imports_no_torch(tmp_path: Path) -> None:
     make_report().save(tmp_path / "report.json")
     code = (
-        "import sys; from pathlib import Path; from nnicompress.report.record import Report;"
-        "from nnicompress.report.terminal import print_report; print_report(Report.load(Path(sys.argv[1])));"
+        "import sys; from pathlib import Path; from nnicompress.pipeline.run_dir import finished_report;"
+        "from nnicompress.report.terminal import print_report; print_report(finished_report(Path(sys.argv[1])));"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

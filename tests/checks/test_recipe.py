@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnicompress.config.check import CheckReport, check
+from nnicompress.checks.recipe import CheckReport, check
 from nnicompress.config.compose import compose_with_origin
 from nnicompress.errors import InputErrors
 from nnicompress.models.resnet import resnet20

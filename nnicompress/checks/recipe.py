@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from nnicompress.checks.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
-from nnicompress.config.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
 from nnicompress.config.schema import RecipeSettings, examine
 from nnicompress.data.roles import Data

@@ -1,0 +1,1 @@
+"""Everything that can be known of a recipe before it runs."""
