@@ -14,13 +14,13 @@ from nnicompress.errors import ConfigError, InputErrors, did_you_mean
 from nnicompress.evaluators.settings import EvaluatorSettings
 from nnicompress.pipeline.settings import (
     STAGES,
-    ExpectedSettings,
     ExportSettings,
     PruneSettings,
     RuntimeSettings,
     order_errors,
 )
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 
 Node = dict[str, Any]

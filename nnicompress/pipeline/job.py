@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnicompress.pipeline.settings import ExpectedSettings, RuntimeSettings
+from nnicompress.pipeline.settings import RuntimeSettings
+from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 
 if TYPE_CHECKING:

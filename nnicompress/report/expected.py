@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnicompress.errors import ExpectationError
-from nnicompress.pipeline.settings import Bounds, ExpectedSettings
 from nnicompress.report.record import ArtifactRecord, ExpectedRecord, LatencyRecord, PhaseRecord, Report
+from nnicompress.report.settings import Bounds, ExpectedSettings
 
 
 def summary_numbers(

@@ -19,9 +19,10 @@ from nnicompress.evaluators.training_step import SupervisedStep
 from nnicompress.events import Listener
 from nnicompress.models.resnet import resnet20
 from nnicompress.pipeline.job import Job, StagePlan
-from nnicompress.pipeline.settings import STAGES, ExpectedSettings, RuntimeSettings
+from nnicompress.pipeline.settings import STAGES, RuntimeSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.report.settings import ExpectedSettings
 from nnicompress.trace import Traced
 
 TAYLOR = {

@@ -9,12 +9,11 @@ from pydantic import ValidationError
 from nnicompress.pipeline.settings import (
     ORDER,
     STAGES,
-    Bounds,
-    ExpectedSettings,
     RuntimeSettings,
     TrainSettings,
     order_errors,
 )
+from nnicompress.report.settings import Bounds, ExpectedSettings
 
 WHOLE = ["train", "prune", "shrink", "finetune", "export", "evaluate"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnicompress.pipeline.settings import ExpectedSettings
 from nnicompress.report.expected import compare, summary_numbers
 from nnicompress.report.record import (
     ArtifactRecord,
@@ -16,6 +15,7 @@ from nnicompress.report.record import (
     Report,
     StageRecord,
 )
+from nnicompress.report.settings import ExpectedSettings
 
 
 def latency(batch_size: int, median: float) -> LatencyRecord:
