@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from nnicompress.config.messages import OverrideError, UnwrittenKey, explained
 from nnicompress.config.search_path import searching
 from nnicompress.config.yaml_lines import keys_of
 from nnicompress.errors import ConfigError, InputErrors, UserError
-from nnicompress.paths import shipped, summary
+from nnicompress.paths import shipped, shown, summary
 
 PRIMARY = "config"
 VERSION_BASE = "1.3"
@@ -129,7 +129,8 @@ def _compose(overrides: list[str]) -> Composed:
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     with explained(overrides, loader):
         config = hydra_compose(PRIMARY, overrides=overrides, return_hydra_config=True)
-        choice = str(config.hydra.runtime.choices["recipe"])
+        choices = dict(config.hydra.runtime.choices)
+        choice = str(choices["recipe"])
         with open_dict(config):
             del config["hydra"]
         defaults = loader.compute_defaults_list(PRIMARY, overrides, RunMode.RUN)
@@ -137,9 +138,27 @@ def _compose(overrides: list[str]) -> Composed:
         written = locate(defaults.defaults, sources, defaults.config_overrides)
     origin = Origin(recipe_name(choice), config_file(f"recipe/{choice}", sources), written)
     settle(config, origin.recipe)
+    options = {group: config_file(f"{group}/{option}", sources) for group, option in choices.items()}
+    _drop_replaced(config, {group: shown(file) for group, file in options.items() if file is not None}, written)
     if origin.file is not None:
         _follow_file(config, origin.file)
     return Composed(config, origin, tuple(overrides))
+
+
+def _drop_replaced(config: DictConfig, options: Mapping[str, str], written: Mapping[str, str]) -> None:
+    """Where a recipe names a `_target_` of its own, the arguments of the option that it replaces go.
+
+    `model: {_target_: my_model.Net}` in a recipe means that model, not it with the default option's arguments.
+    """
+    for group, option in options.items():
+        target = written.get(f"{group}._target_", COMMAND_LINE)
+        node = config.get(group)
+        if target == COMMAND_LINE or target.startswith(f"{option}:") or not isinstance(node, DictConfig):
+            continue
+        with open_dict(config):
+            for key in [str(key) for key in node]:
+                if written.get(f"{group}.{key}", "").startswith(f"{option}:"):
+                    del node[key]
 
 
 def _follow_file(config: DictConfig, file: Path) -> None:
@@ -155,6 +174,7 @@ def _follow_file(config: DictConfig, file: Path) -> None:
         stages = config.get("stages")
         if isinstance(stages, DictConfig):
             position = {name: number for number, name in enumerate(order)}
+            position.setdefault("start", -1)  # it takes the place of train, also where the command line adds it
             items = dict(
                 sorted(stages.items_ex(resolve=False), key=lambda item: position.get(str(item[0]), len(order)))
             )

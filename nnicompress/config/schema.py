@@ -195,7 +195,12 @@ class _Validation:
                 self.add(f"stages.{name}" if name else "stages", text)
             told.add(need)
         found = (self.stage(name, stage, shared) for name, stage in values.items() if name in STAGES)
-        return [stage for stage in found if stage is not None]
+        stages = [stage for stage in found if stage is not None]
+        keys = [stage.compressor_key for stage in stages if stage.compressor_key is not None]
+        if shared is not None and "compressor" not in keys and not self.errors:
+            own = f"{keys[0]} is used in its place; write the settings in one of the two" if keys else "add prune: {}"
+            self.add("compressor", f"no stage uses it: {own}")
+        return stages
 
     def stage(self, name: str, values: Any, shared: PrunerSettings | None) -> RecipeStage | None:
         key = f"stages.{name}"

@@ -215,7 +215,7 @@ def _randomised(masked: nn.Module, groups: ChannelGroups, removal: Removal, prec
 
 
 def _compare_tensors(masked: nn.Module, compact: nn.Module, groups: ChannelGroups, removal: Removal) -> None:
-    """Bit for bit; also says whether the masked model really is masked."""
+    """Bit for bit at the kept indices; what lies at the removed ones shows in the outputs."""
     originals = dict([*masked.named_parameters(), *masked.named_buffers()])
     kept = kept_indices(groups, removal, {name: tensor.shape for name, tensor in originals.items()})
     for name, tensor in (*compact.named_parameters(), *compact.named_buffers()):

@@ -120,6 +120,22 @@ def test_a_preset_placed_into_a_stage_keeps_the_order_of_the_file(tmp_path: Path
     assert config.summary == "One line"
 
 
+def test_a_target_of_one_s_own_drops_the_arguments_of_the_option_it_replaces(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "own.yaml",
+        "model: {_target_: my_model.Net, depth: 3}\noptimizer: {lr: 0.5}\n"
+        "stages:\n  train: {max_epochs: 1}\n  evaluate: {}\n",
+    )
+    config = compose([f"recipe={recipe}", "+model.wide=true"])
+    assert config.model == {"_target_": "my_model.Net", "depth": 3, "wide": True}
+    assert config.optimizer._target_ == "torch.optim.SGD" and config.optimizer.lr == 0.5
+
+
+def test_a_checkpoint_from_the_command_line_takes_the_place_of_training() -> None:
+    config = compose([TAYLOR, "~stages.train", "+stages.start.checkpoint=my.safetensors"])
+    assert list(config.stages)[:2] == ["start", "prune"]
+
+
 def test_composing_leaves_another_hydra_application_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "app.yaml", "value: 3\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):

@@ -92,7 +92,6 @@ def test_null_drops_a_target_of_a_preset_and_an_empty_stage_has_no_settings(tmp_
 
 def test_a_stage_may_have_a_compressor_of_its_own(tmp_path: Path) -> None:
     text = (
-        "defaults:\n  - override /compressor: l1\n"
         "stages:\n  train: {max_epochs: 1}\n"
         "  prune: {compressor: {importance: random, targets: {convs: {op_types: [Conv2d], sparse_ratio: 0.25}}}}\n"
     )
@@ -101,6 +100,14 @@ def test_a_stage_may_have_a_compressor_of_its_own(tmp_path: Path) -> None:
     assert stages["prune"].compressor_key == "stages.prune.compressor"
     assert stages["prune"].compressor.importance.name == "random"
     assert stages["prune"].compressor.targets["convs"].sparse_ratio == 0.25
+
+
+def test_a_compressor_that_no_stage_uses_is_an_error(tmp_path: Path) -> None:
+    text = "defaults:\n  - override /compressor: l1\nstages:\n  train: {max_epochs: 1}\n"
+    own = "  prune: {compressor: {targets: {convs: {op_types: [Conv2d], sparse_ratio: 0.25}}}}\n"
+    assert lines_of(recipe(tmp_path, text))[0].startswith("compressor: no stage uses it: add prune: {}")
+    (line,) = lines_of(recipe(tmp_path, text + own))
+    assert line.startswith("compressor: no stage uses it: stages.prune.compressor is used in its place")
 
 
 WRONG = {
