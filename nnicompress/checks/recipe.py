@@ -22,6 +22,7 @@ from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
 from nnicompress.export.formats import FORMATS
 from nnicompress.factory import EvaluatorFactory, built
+from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
 from nnicompress.pipeline.settings import ExportSettings, StartSettings
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
@@ -122,6 +123,8 @@ class _Check:
         targets = self.targets(model) if model is not None else ()
         settings = self.examined.settings
         device = self.attempt("runtime.device", resolve_device, settings.runtime) if settings else None
+        if settings is not None:
+            self.attempt("run_dir", refuse_unusable, Path(settings.head.run_dir))
         if model is not None:
             self.training_objects(model)
         if settings is not None and not self.blueprint.errors:

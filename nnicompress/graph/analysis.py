@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from nnicompress.graph.atoms import Atoms
 from nnicompress.graph.capture import Captured
-from nnicompress.graph.provenance import AttributeOf, ShapeOf, Size, size_of
+from nnicompress.graph.provenance import AttributeOf, Call, ShapeOf, Size, size_of
 from nnicompress.graph.widths import Indices
 
 Labels = list[Indices | None]
@@ -113,25 +113,28 @@ class Analysis:
             if name is not None:
                 self.roles.setdefault((name, dim), role)
 
+    def own_call(self, node: Node) -> Call | None:
+        """The Python-level call of this very operator; None where the node is a part of some larger function."""
+        number = self.captured.call_of(node)
+        call = None if number is None else self.captured.calls[number]
+        return call if call is not None and call.name in _PYTHON_NAMES.get(op_name(node), {op_name(node)}) else None
+
     def argument(self, node: Node, position: int, name: str) -> Any:
         """Argument of the Python-level call behind `node`, with its provenance; None where it was not given."""
-        call = self.captured.call_of(node)
+        call = self.own_call(node)
         if call is None:
             return None
-        args, kwargs = self.captured.calls[call]
-        return args[position] if len(args) > position else kwargs.get(name)
+        return call.args[position] if len(call.args) > position else call.kwargs.get(name)
 
     def sizes(self, node: Node, expected: Sequence[int]) -> list[Size]:
         """The provenance of the sizes that a view-like call was given (as many as `expected`), else literals."""
-        call = self.captured.call_of(node)
+        call = self.own_call(node)
         if call is not None:
-            args, kwargs = self.captured.calls[call]
-            given = [leaf for leaf in _integers([args[1:], list(kwargs.values())])]
+            # A tensor's own method has the tensor first; a creation (`torch.zeros`) begins with the sizes.
+            given = _integers([call.args, list(call.kwargs.values())])
             for skip in range(len(given) - len(expected) + 1):  # unflatten's dim comes before its sizes
-                candidate = given[skip:]
-                if len(candidate) == len(expected) and all(
-                    int(g) in (-1, int(e)) for g, e in zip(candidate, expected, strict=True)
-                ):
+                candidate = given[skip : skip + len(expected)]
+                if all(int(g) in (-1, int(e)) for g, e in zip(candidate, expected, strict=True)):
                     return [size_of(g) for g in candidate]
         return [Size(int(e)) for e in expected]
 
@@ -164,6 +167,15 @@ class Analysis:
         first: Indices = rows[:, 0]
         return first
 
+
+_PYTHON_NAMES = {
+    "split_with_sizes": {"split", "split_with_sizes"},
+    "slice": {"__getitem__"},
+    "reshape": {"reshape"},
+    "view": {"view", "reshape", "unflatten"},
+    "expand": {"expand", "broadcast_to"},
+}
+"""ATen operator -> the Python functions whose arguments are its own, where the names differ."""
 
 Rule = Callable[[Analysis, Node], Value]
 

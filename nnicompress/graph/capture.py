@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nnicompress.errors import JobError
-from nnicompress.graph.provenance import CALL, RecordCalls, tracked_attributes
+from nnicompress.graph.provenance import CALL, Call, Origin, RecordCalls, tracked_attributes
 
 
 class _Recorded(nn.Module):
@@ -34,13 +34,14 @@ class Captured:
 
     `graph` holds ATen operators. `tensors` maps a placeholder's name to the parameter or buffer behind it (its name in
     the model, the first one where tied), `shapes` their shapes by that name; `calls` are the Python-level arguments of
-    each torch call, with the provenance of every size.
+    each torch call, with the provenance of every size, and `escaped` the sizes that were used as plain numbers.
     """
 
     graph: torch.fx.Graph
     tensors: Mapping[str, str]
     shapes: Mapping[str, torch.Size]
-    calls: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]
+    calls: tuple[Call, ...]
+    escaped: frozenset[Origin]
 
     def module_of(self, node: Node) -> str:
         """The path of the innermost module whose forward made `node`; empty for the model itself."""
@@ -78,7 +79,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] |
         for placeholder, name in behind.items()
     }
     shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return Captured(program.graph, tensors, shapes, tuple(calls.arguments))
+    return Captured(program.graph, tensors, shapes, tuple(calls.calls), frozenset(calls.escaped))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.fx import Node
 from nnicompress.graph import rules_join, rules_shape  # noqa: F401  (they register their rules)
 from nnicompress.graph.analysis import Analysis, Value, op_name
 from nnicompress.graph.capture import Captured
-from nnicompress.graph.provenance import AttributeOf, TrackedInt
+from nnicompress.graph.provenance import AttributeOf, Origin, TrackedInt
 from nnicompress.graph.rules import RULES, is_pointwise, pointwise
 from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, ModuleOutput, Slot, Unprunable, Width
 
@@ -38,16 +39,28 @@ def find_channel_groups(captured: Captured) -> ChannelGroups:
         elif node.op == "output":
             for leaf in node.all_input_nodes:
                 analysis.lock_all(analysis.values[leaf], "it is an output of the model")
-    losses = _settle(analysis)
-    return _collect(analysis, losses)
+    losses, elsewhere = _settle(analysis)
+    read = frozenset((o.module, o.attribute) for o in elsewhere if isinstance(o, AttributeOf))
+    return replace(_collect(analysis, losses), read=read)
+
+
+_OPAQUE = frozenset({"multi_head_attention_forward"})
+"""Python functions that check sizes on the inside, where nothing is recorded: what enters them must stay."""
 
 
 def _apply_rule(analysis: Analysis, node: Node) -> Value:
     name = op_name(node)
+    call = analysis.captured.call_of(node)
+    function = "" if call is None else analysis.captured.calls[call].name
+    if function in _OPAQUE:
+        for operand in node.all_input_nodes:
+            analysis.lock_all(analysis.values[operand], f"{function} checks its sizes")
     if name in RULES:
         return RULES[name](analysis, node)
     if is_pointwise(node):
         return pointwise(analysis, node)
+    if node.meta.get("val") is None:  # it only asserts something of its operands (torch.export adds such nodes)
+        return []
     for operand in node.all_input_nodes:
         analysis.lock_all(analysis.values[operand], f"{analysis.place(node)} is an operator without a rule")
     fixed: Value = _fixed_value(node.meta.get("val"))
@@ -65,15 +78,14 @@ Losses = dict[tuple[str, str], dict[int, int]]
 """(module, attribute) -> representative -> by how much the attribute falls when that channel group is removed."""
 
 
-def _settle(analysis: Analysis) -> Losses:
-    """Lock whatever the forward's own sizes can't follow; return how attributes follow the rest."""
-    explained = {
-        (constraint.call, origin)
-        for constraint in analysis.constraints
-        for origin in constraint.size.origins
-        if isinstance(origin, AttributeOf)
-    }
-    elsewhere = _attributes_used_elsewhere(analysis.captured, explained)
+def _settle(analysis: Analysis) -> tuple[Losses, set[Origin]]:
+    """Lock what the forward's own sizes can't follow; how attributes follow the rest, and sizes used as numbers."""
+    explained = {(constraint.call, origin) for constraint in analysis.constraints for origin in constraint.size.origins}
+    elsewhere = _used_as_numbers(analysis.captured, explained)
+    for origin in elsewhere:
+        labels = analysis.origin_labels(origin)
+        if labels is not None:
+            analysis.lock(labels, "its size is used as a number in the forward")
     while True:
         locked = analysis.atoms.locked()
         losses: Losses = {}
@@ -107,7 +119,7 @@ def _settle(analysis: Analysis) -> Losses:
                 for root in [*counts, *(root for _, found in moving for root in found)]:
                     fixed[root] = f"{place} has the literal size {constraint.size.value}"
         if not fixed:
-            return losses
+            return losses, elsewhere
         for root, reason in fixed.items():
             analysis.atoms.lock(np.array([root]), reason)
 
@@ -119,13 +131,13 @@ def _free_counts(analysis: Analysis, labels: Indices | None, locked: dict[int, s
     return {r: c for r, c in zip(roots.tolist(), counts.tolist(), strict=True) if r not in locked}
 
 
-def _attributes_used_elsewhere(captured: Captured, explained: set[Any]) -> set[AttributeOf]:
-    """Attributes given to a call whose rule knows nothing of it: rewriting them would change that call."""
-    found: set[AttributeOf] = set()
-    for number, (args, kwargs) in enumerate(captured.calls):
-        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+def _used_as_numbers(captured: Captured, explained: set[Any]) -> set[Origin]:
+    """Sizes used in arithmetic, or given to a call whose rule knows nothing of them: another size, another result."""
+    found = set(captured.escaped)
+    for number, call in enumerate(captured.calls):
+        for leaf in torch.utils._pytree.tree_leaves((call.args, call.kwargs)):
             if isinstance(leaf, TrackedInt):
-                found |= {o for o in leaf.size.origins if isinstance(o, AttributeOf) and (number, o) not in explained}
+                found |= {origin for origin in leaf.size.origins if (number, origin) not in explained}
     return found
 
 

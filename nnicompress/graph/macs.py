@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -16,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 class Macs:
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention; 1 MAC is 2 FLOPs.
 
-    Additions, norms and activations are not counted, which is the convention of fvcore and of the pruning papers.
+    Additions, norms and activations are not counted, which is the convention of fvcore and of the pruning papers; nor
+    are recurrent and bilinear layers, for which torch's counter has no formula.
     """
 
     total: int
@@ -28,10 +30,16 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     modes = {module: module.training for module in model.modules()}
     model.eval()
     counter = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
+        # Fused attention has no formula in the counter; as plain matrix products it has.
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH),
+        ):  # fmt: skip
+            torch.backends.mha.set_fastpath_enabled(False)
             model(*args, **dict(kwargs or {}))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes.items():
             module.training = training
     root = type(model).__name__

@@ -51,6 +51,10 @@ class Size:
     origins: tuple[Origin, ...] = ()
 
 
+_ESCAPED: list[set[Origin]] = []
+"""The recordings in progress: each hears which origins were used as plain numbers."""
+
+
 class TrackedInt(int):
     """An integer that remembers which shapes and attributes it was multiplied from."""
 
@@ -82,6 +86,51 @@ class TrackedInt(int):
             return TrackedInt(quotient, self.size.coefficient / int(other), self.size.origins)
         return TrackedInt(quotient, self.size.coefficient / other, self.size.origins)
 
+    def _escape(self) -> int:
+        """The plain value, for arithmetic that no size follows; whoever records learns that the origins were used."""
+        for escaped in _ESCAPED:
+            escaped.update(self.size.origins)
+        return int(self)
+
+    def __add__(self, other: Any) -> Any:
+        return self._escape() + other
+
+    def __radd__(self, other: Any) -> Any:
+        return other + self._escape()
+
+    def __sub__(self, other: Any) -> Any:
+        return self._escape() - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return other - self._escape()
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._escape() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self._escape()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self._escape(), other, modulo)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(other, self._escape(), modulo)
+
+    def __float__(self) -> float:
+        return float(self._escape())
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self._escape() < other)
+
+    def __le__(self, other: Any) -> bool:
+        return bool(self._escape() <= other)
+
+    def __gt__(self, other: Any) -> bool:
+        return bool(self._escape() > other)
+
+    def __ge__(self, other: Any) -> bool:
+        return bool(self._escape() >= other)
+
     def __neg__(self) -> Any:
         return TrackedInt(-int(self), -self.size.coefficient, self.size.origins)
 
@@ -94,6 +143,15 @@ def size_of(value: Any) -> Size:
     return value.size if isinstance(value, TrackedInt) else Size(int(value))
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One Python-level torch call of a forward: the function's bare name and its arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
 CALL = "nnicompress_call"
 """Key in `node.meta["custom"]`: the number of the Python-level torch call that made the node."""
 
@@ -103,7 +161,8 @@ class RecordCalls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arguments: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
+        self.calls: list[Call] = []
+        self.escaped: set[Origin] = set()
         # The tensors are kept alive so that an id stays with its tensor until the capture is over.
         self._made_by: dict[int, tuple[int, int, Tensor]] = {}
 
@@ -113,8 +172,8 @@ class RecordCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == torch.Tensor.shape.__get__ or func is torch.Tensor.size:  # type: ignore[attr-defined]
             return self._tracked_shape(func(*args, **kwargs), args, kwargs)
-        call = len(self.arguments)
-        self.arguments.append((args, kwargs))
+        call = len(self.calls)
+        self.calls.append(Call(getattr(func, "__name__", ""), args, kwargs))
         with fx_traceback.preserve_node_meta(), fx_traceback.annotate({CALL: call}):
             result = func(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
@@ -122,6 +181,15 @@ class RecordCalls(TorchFunctionMode):
             if isinstance(output, Tensor):
                 self._made_by.setdefault(id(output), (call, position, output))
         return result
+
+    def __enter__(self) -> RecordCalls:
+        _ESCAPED.append(self.escaped)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _ESCAPED.remove(self.escaped)
 
     def _tracked_shape(self, shape: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tensor = args[0]

@@ -35,8 +35,8 @@ def argument(node: Node, position: int, name: str = "", default: Any = None) -> 
 
 
 def is_pointwise(node: Node) -> bool:
-    """ATen tags elementwise operators itself."""
-    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+    """ATen tags elementwise operators itself, all but a few."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or op_name(node) in ("where", "copy", "masked_fill")
 
 
 def pointwise(analysis: Analysis, node: Node) -> Value:
@@ -250,6 +250,8 @@ def reduction(analysis: Analysis, node: Node) -> Value:
     """Over fixed dimensions only; what is averaged or summed over can't shrink unseen."""
     x, shape = analysis.labels(argument(node, 0)), output_shapes(node)
     dims = argument(node, 2 if op_name(node) == "linalg_vector_norm" else 1, "dim")
+    if isinstance(dims, bool):  # var(x, unbiased), over everything
+        dims = None
     reduced = _dims(dims, len(x))
     for dim in reduced:
         analysis.lock(x[dim], f"{analysis.place(node)} reduces over this dimension")

@@ -133,6 +133,8 @@ def _bound(analysis: Analysis, node: Node, labels: Indices, bound: int, source: 
     if size.origins and size.value > 0:
         _proportional(analysis, node, labels, bound)
         analysis.constrain(labels[:bound], size, node)
+    elif size.value < 0 and size.origins:
+        analysis.lock(labels, f"{analysis.place(node)} counts a computed number of indices from the end")
     elif size.value < 0:
         analysis.lock(labels[bound:], f"{analysis.place(node)} counts {-size.value} indices from the end")
     else:
@@ -150,11 +152,10 @@ def _proportional(analysis: Analysis, node: Node, labels: Indices, bound: int) -
 
 def _bounds(analysis: Analysis, node: Node) -> tuple[Any, Any]:
     """Start and end as the user's `x[...]` gave them: the n-th slice node of a call is its n-th real slice."""
-    call = analysis.captured.call_of(node)
+    call = analysis.own_call(node)
     if call is None:
         return None, None
-    args, _ = analysis.captured.calls[call]
-    index = args[1] if len(args) > 1 else None
+    index = call.args[1] if len(call.args) > 1 else None
     slices = [item for item in (index if isinstance(index, tuple) else (index,)) if isinstance(item, slice)]
     real = [s for s in slices if s.start is not None or s.stop is not None]
     start, end = argument(node, 2, "start"), argument(node, 3, "end")
@@ -174,7 +175,10 @@ def pad(analysis: Analysis, node: Node) -> Value:
         if labels is None or before == after == 0:
             continue
         reason = f"{analysis.place(node)} pads it"
-        if before < 0 or after < 0 or op_name(node) not in ("pad", "constant_pad_nd"):
+        constant = op_name(node) == "constant_pad_nd" or (
+            op_name(node) == "pad" and argument(node, 2, "mode", "constant") == "constant"
+        )
+        if before < 0 or after < 0 or not constant:
             analysis.lock(labels, reason)
             result[dim] = None
             continue

@@ -11,14 +11,20 @@ from nnicompress.graph.rules import argument, rule
 from nnicompress.graph.widths import Indices
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias")
+@rule("view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "_reshape_alias")
 def view(analysis: Analysis, node: Node) -> Value:
     """Row-major reshaping: dimensions fall into segments of equal product, each reshaped by itself."""
     x, before, after = analysis.labels(argument(node, 0)), output_shapes(argument(node, 0)), output_shapes(node)
-    sizes = [Size(-1)] * len(after) if op_name(node) == "flatten" else _view_sizes(analysis, node, after)
+    if op_name(node) in ("flatten", "view_as", "reshape_as"):
+        sizes = [Size(-1)] * len(after)
+    else:
+        sizes = _view_sizes(analysis, node, after)
     result: Labels = [None] * len(after)
     for own, new in _segments(before, after):
         _reshape_segment(analysis, node, [(x[d], before[d]) for d in own], new, after, sizes, result)
+    if op_name(node) in ("view_as", "reshape_as"):
+        for own_labels, other in zip(result, analysis.labels(argument(node, 1)), strict=True):
+            analysis.unite(own_labels, other, node)
     return result
 
 
@@ -171,7 +177,7 @@ def expand(analysis: Analysis, node: Node) -> Value:
             result.append(x[dim - new])
             analysis.constrain(x[dim - new], sizes[dim], node)
         else:
-            result.append(_same_size(analysis, sizes[dim]))
+            result.append(_same_size(analysis, node, sizes[dim]))
     return result
 
 
@@ -179,11 +185,13 @@ def expand(analysis: Analysis, node: Node) -> Value:
 def creation(analysis: Analysis, node: Node) -> Value:
     """A constant tensor follows the shapes that its sizes were read from."""
     shape = output_shapes(node)
-    return [_same_size(analysis, size) for size in analysis.sizes(node, shape)]
+    return [_same_size(analysis, node, size) for size in analysis.sizes(node, shape)]
 
 
-def _same_size(analysis: Analysis, size: Size) -> Indices | None:
+def _same_size(analysis: Analysis, node: Node, size: Size) -> Indices | None:
     """The labels of the dimension whose whole size this is, or None."""
+    labels = None
     if len(size.origins) == 1 and size.coefficient == 1:
-        return analysis.origin_labels(size.origins[0])
-    return None
+        labels = analysis.origin_labels(size.origins[0])
+    analysis.constrain(labels, size, node)
+    return labels

@@ -90,6 +90,8 @@ class ChannelGroups:
     unprunable: tuple[Unprunable, ...]
     ties: tuple[AttributeTie, ...] = ()
     outputs: tuple[ModuleOutput, ...] = ()
+    read: frozenset[tuple[str, str]] = frozenset()
+    """(module, attribute) that the forward reads as plain numbers: they keep their values."""
 
     def __getitem__(self, name: str) -> Width:
         return next(width for width in self.widths if width.name == name)

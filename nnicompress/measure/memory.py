@@ -23,7 +23,7 @@ def peak_memory(model: nn.Module, inputs: ModelInput) -> int:
     """
     args, kwargs = inputs
     device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -31,9 +31,12 @@ def peak_memory(model: nn.Module, inputs: ModelInput) -> int:
                 model(*args, **kwargs)
                 torch.cuda.synchronize(device)
                 torch.cuda.reset_peak_memory_stats(device)
+                # Other models of the run may lie on the device: count what this forward adds, and the model itself.
+                before = torch.cuda.memory_allocated(device)
                 model(*args, **kwargs)
                 torch.cuda.synchronize(device)
-                return int(torch.cuda.max_memory_allocated(device))
+                added = torch.cuda.max_memory_allocated(device) - before
+                return int(added) + sum(tensor.untyped_storage().nbytes() for tensor in _tensors(model))
             counter = _LiveBytes()
             for tensor in (*_tensors(model), *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))):
                 counter.count(tensor)
@@ -41,7 +44,8 @@ def peak_memory(model: nn.Module, inputs: ModelInput) -> int:
                 model(*args, **kwargs)
             return counter.peak
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

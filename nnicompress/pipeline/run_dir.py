@@ -163,10 +163,12 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
         RunLockedError: another process is writing this run.
         ConfigError: the folder holds something that is no run.
     """
+    refuse_unusable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        # Whoever reads a status holds the lock for a moment, to see whether the run is alive.
+        lock.acquire(timeout=1)
     except Timeout:
         status = read_status(folder)
         who = f"process {status.pid}" if status is not None else "another process"
@@ -174,7 +176,6 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
             f"{folder}: {who} is writing this run; wait for it, or give a run_dir of its own"
         ) from None
     try:
-        _refuse_foreign(folder)
         run = RunFolder(folder)
         run.start_over()
         try:
@@ -187,9 +188,17 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
         lock.release()
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """A folder with content that is no run is not ours to clean. Dot files and logs (Hydra's) may be there."""
-    if (folder / STATUS_FILE).exists():
+def refuse_unusable(folder: Path) -> None:
+    """Raise a ConfigError where no run can be written to `folder`; nothing is written or made.
+
+    A folder with content that is no run is not ours to clean. Dot files and logs (Hydra's) may be there.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{existing} is a file; give a folder", key="run_dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{existing} can't be written to; give another folder", key="run_dir")
+    if existing != folder.absolute() or (folder / STATUS_FILE).exists():
         return
     foreign = [p.name for p in folder.iterdir() if not p.name.startswith(".") and p.suffix != ".log"]
     if foreign:

@@ -44,6 +44,10 @@ def squared_taylor(weight: Tensor, gradient: Tensor) -> Tensor:
     return (gradient * weight).square()
 
 
+Scope = Literal["producers", "consumers", "group"]
+"""Which slots of a channel group count: the weights that make the channel, those that read it, or all."""
+
+
 @dataclass(frozen=True)
 class Importance:
     """An element's score, what a group makes of the sum, and which weights of a channel group count.
@@ -54,7 +58,7 @@ class Importance:
     elements: ElementScores | None
     of_group: Callable[[Tensor], Tensor] = unchanged
     needs_gradient: bool = False
-    scope: Literal["producers", "group"] = "group"
+    scope: Scope = "group"
     name: str = "custom"
 
 
@@ -72,5 +76,7 @@ def importance_of(settings: ImportanceSettings) -> Importance:
     """The importance that `settings` describe."""
     importance = IMPORTANCES[settings.name]
     if settings.name == "taylor" and settings.aggregation == "square_of_sum":
-        importance = replace(importance, elements=taylor, of_group=torch.square)
+        # A gate on the channel multiplies what its consumers read: the sum of g * w over their slots is exactly the
+        # gate's derivative, whatever norm or activation lies between the producer and them.
+        importance = replace(importance, elements=taylor, of_group=torch.square, scope="consumers")
     return importance if settings.scope is None else replace(importance, scope=settings.scope)

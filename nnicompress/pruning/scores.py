@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, StepEvent
 from nnicompress.graph.widths import Slot, Width
 from nnicompress.pruning.granularity import block_sums
-from nnicompress.pruning.importance import Importance
+from nnicompress.pruning.importance import Importance, Scope
 
 Scores = NDArray[np.float64]
 Blocks = Mapping[str, tuple[int, ...]]
@@ -96,9 +95,10 @@ def width_scores(
     return scores
 
 
-def counted_slots(width: Width, scope: Literal["producers", "group"]) -> tuple[Slot, ...]:
-    """The slots whose elements count for the scores of `width`."""
-    return width.producers if scope == "producers" else width.slots
+def counted_slots(width: Width, scope: Scope) -> tuple[Slot, ...]:
+    """The slots whose elements count for the scores of `width`; all of them where none has the role asked for."""
+    chosen = {"producers": width.producers, "consumers": width.consumers, "group": width.slots}[scope]
+    return chosen or width.slots
 
 
 class _SlotSums:

@@ -88,9 +88,9 @@ class ImportanceSettings(Settings):
 
     Both are averaged over the batches (Molchanov et al. 2019).
     """
-    scope: Literal["producers", "group"] | None = None
-    """Which weights of a channel group count: those that produce it, or all. null: `producers` for l1 and l2 (Li et al.
-    2017), else `group`."""
+    scope: Literal["producers", "consumers", "group"] | None = None
+    """Which weights of a channel group count: those that produce it, those that read it, or all. null: `producers` for
+    l1 and l2 (Li et al. 2017), `consumers` for `square_of_sum`, else `group`."""
     seed: int | None = None
     """For `random`; null: PyTorch's global generator, which a run's seed sets."""
 

@@ -84,6 +84,9 @@ def select(model: nn.Module, target: TargetSettings, *, key: str = "targets") ->
         | of_names(target.exclude_op_names, "exclude_op_names")
         | of_patterns(target.exclude_op_names_re, "exclude_op_names_re")
     )
+    # A container's name stands for all that is in it: `exclude_op_names: [layer4]`.
+    inside = tuple(f"{name}." for name in excluded if name)
+    excluded |= {name for name in modules if inside and name.startswith(inside)}
     chosen -= excluded
     if not chosen:
         raise ConfigError("selects no module: its selectors match some each, but none matches all of them", key=key)

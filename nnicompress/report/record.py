@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnicompress.errors import UserError
 
@@ -203,4 +203,7 @@ class Report(Record):
             raise UserError(
                 f"{file}: no such report; give the folder of a finished run, as in `nnicompress show runs/...`"
             )
-        return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is no report of this version; give the folder of a finished run") from error

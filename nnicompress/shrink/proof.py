@@ -58,6 +58,7 @@ def prove(
     twin_compact = shrink(twin_masked, groups, removal)
     twin = _compare(twin_masked, twin_compact, groups, removal, batches[:1], precision, "with random weights")
     _compare_tensors(masked, compact, groups, removal)
+    _run_in_training(masked, compact, batches[0], precision)
     return Proof(
         max_relative_difference=difference,
         twin_relative_difference=twin,
@@ -224,6 +225,26 @@ def _compare_tensors(masked: nn.Module, compact: nn.Module, groups: ChannelGroup
             expected = expected.index_select(dim, torch.from_numpy(indices).to(expected.device))
         if not torch.equal(expected, tensor.detach()):
             raise ProofError(f"{name} of the compact model is not the masked model's at the kept indices")
+
+
+def _run_in_training(masked: nn.Module, compact: nn.Module, batch: ModelInput, precision: torch.dtype) -> None:
+    """A branch that only training takes (an auxiliary head) is in no capture: it must fit the compact model too."""
+
+    def fault(model: nn.Module) -> str | None:
+        twin = _twin_of(model, precision).train()
+        args, kwargs = _cast(batch, precision)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                twin(*args, **kwargs)
+        except Exception as error:  # whatever the user's forward raises
+            return str(error)
+        return None
+
+    # A forward that can't train on such a batch in the first place (batch norm on one value) says nothing.
+    if fault(masked) is None and (reason := fault(compact)) is not None:
+        raise ProofError(
+            f"the compact model's forward fails in training mode, in a branch that evaluation does not take: {reason}"
+        )
 
 
 def _batch_size(batch: ModelInput) -> int:

@@ -32,6 +32,8 @@ def shrink(model: nn.Module, groups: ChannelGroups, removal: Removal) -> nn.Modu
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in own):
             follow_own_tensors(module)
+    for path, attribute in groups.read:
+        setattr(compact.get_submodule(path), attribute, getattr(model.get_submodule(path), attribute))
     return compact
 
 
@@ -75,7 +77,7 @@ def _follow_ties(model: nn.Module, groups: ChannelGroups, removal: Removal) -> N
 def follow_own_tensors(module: nn.Module) -> None:
     """Set what torch.nn documents as the sizes of a module's own tensors (`out_channels`, `num_features` ...).
 
-    These attributes are for reading: the forward does not use them. They are tied to the tensors by their definition.
+    They are tied to the tensors by their definition; what a forward reads of them as a number is kept by `shrink`.
     """
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups

@@ -21,3 +21,13 @@ def test_the_model_is_left_in_its_mode() -> None:
     before = model[1].running_mean.clone()
     count_macs(model, (torch.randn(2, 4),))
     assert model.training and torch.equal(model[1].running_mean, before)
+
+
+def test_attention_counts_its_projections_and_both_matrix_products() -> None:
+    tokens, width = 5, 16
+    model = nn.MultiheadAttention(width, 2, batch_first=True)
+    x = torch.randn(1, tokens, width)
+    by_hand = 4 * tokens * width * width + 2 * tokens * tokens * width
+    assert count_macs(model, (x, x, x)).total == by_hand
+    fused = count_macs(nn.TransformerEncoderLayer(width, 2, 32, batch_first=True), (x,)).total
+    assert fused == by_hand + 2 * tokens * width * 32

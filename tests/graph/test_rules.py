@@ -105,7 +105,52 @@ PRUNABLE = {
     ),
 }  # fmt: skip
 
+PRUNABLE |= {
+    "casts_and_where": (
+        Model(lambda m, x: m.b(torch.where(m.a(x) > 0, m.a(x), 0.0).to(x.dtype).float()), a=conv(3, 8), b=conv(8, 2)),
+        IMAGE,
+        {"a": 8},
+    ),
+    "view_as": (
+        Model(lambda m, x: m.b(m.a(x).flatten(1).view_as(m.a(x))), a=conv(3, 8), b=conv(8, 2)), IMAGE, {"a": 8},
+    ),
+    "created_like_its_shape": (
+        Model(lambda m, x: m.b(m.a(x) + torch.ones(m.a(x).shape)), a=conv(3, 8), b=conv(8, 2)), IMAGE, {"a": 8},
+    ),
+    "a_leaf_s_width_read_as_a_number": (
+        Model(lambda m, x: m.b(m.a(x)) * m.b.in_features**-0.5, a=nn.Linear(6, 8), b=nn.Linear(8, 3)), VECTOR, {"a": 8},
+    ),
+}  # fmt: skip
+
 FIXED = {
+    "divided_by_its_width": (
+        Model(lambda m, x: m.b(m.a(x) / m.a(x).shape[1]), a=conv(3, 8), b=conv(8, 2)), IMAGE, "a",
+        "its size is used as a number in the forward",
+    ),
+    "scaled_by_a_power_of_its_width": (
+        Model(lambda m, x: m.b(m.a(x) * m.a(x).size(1) ** -0.5), a=conv(3, 8), b=conv(8, 2)), IMAGE, "a",
+        "its size is used as a number in the forward",
+    ),
+    "a_branch_on_its_width": (
+        Model(lambda m, x: m.b(m.a(x)) if m.a(x).shape[1] > 6 else m.b(m.a(x)) * 2, a=conv(3, 8), b=conv(8, 2)),
+        IMAGE, "a", "its size is used as a number in the forward",
+    ),
+    "variance_over_everything": (
+        Model(lambda m, x: m.b(m.a(x) / m.a(x).var(False)), a=conv(3, 8), b=conv(8, 2)), IMAGE, "a",
+        "var in the model reduces over this dimension",
+    ),
+    "reflected_channels": (
+        Model(lambda m, x: m.b(F.pad(m.a(x), (1, 1), mode="reflect")), a=nn.Linear(6, 8), b=nn.Linear(10, 3)),
+        TOKENS, "a", "pad in the model pads it",
+    ),
+    "computed_number_from_the_end": (
+        Model(lambda m, x: m.b(m.a(x)[:, -(m.a(x).shape[1] // 2) :]), a=conv(3, 8), b=conv(4, 2)), IMAGE, "a",
+        "slice in the model counts a computed number of indices from the end",
+    ),
+    "different_queries_and_keys": (
+        Model(lambda m, x: m.b(m.m(m.a(x), m.a(x), m.a(x))[0]), a=nn.Linear(6, 8), m=nn.MultiheadAttention(8, 2),
+              b=nn.Linear(8, 3)), TOKENS, "a", "multi_head_attention_forward checks its sizes",
+    ),
     "softmax": (
         Model(lambda m, x: m.b(m.a(x).softmax(-1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)), VECTOR, "a",
         "softmax in the model works along this dimension",

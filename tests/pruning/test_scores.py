@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nnicompress.errors import JobError
 from nnicompress.graph.capture import capture
@@ -42,20 +41,28 @@ def taylor(aggregation):
 
 
 def gate_derivatives(model: nn.Module, width: Width, batch) -> Tensor:
-    """dL/dz at z = 1 where z[i] multiplies every parameter slot of channel group i: shape [size], float64."""
+    """dL/dz at z = 1 where z[i] multiplies channel i of every activation that a layer reads: shape [size], float64.
+
+    The gate sits on the activations, by forward hooks; weights and their gradients play no part.
+    """
     gate = torch.ones(width.size, dtype=torch.float64, requires_grad=True)
-    gated = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for slot in width.slots:
-        if slot.tensor not in gated:
-            continue
-        scale = torch.ones(gated[slot.tensor].shape[slot.dim], dtype=torch.float64)
-        for group, indices in enumerate(slot.indices):
-            for index in indices:
-                scale = torch.cat([scale[:index], gate[group : group + 1], scale[index + 1 :]])
-        shape = [-1 if dim == slot.dim else 1 for dim in range(gated[slot.tensor].dim())]
-        gated[slot.tensor] = gated[slot.tensor] * scale.view(shape)
+    handles = []
+    for slot in width.consumers:
+        module = model.get_submodule(slot.tensor.rpartition(".")[0])
+        index = torch.full((module.weight.shape[1],), -1)
+        for group, members in enumerate(slot.indices):
+            index[torch.from_numpy(members)] = group
+
+        def multiply(module, inputs, index=index):
+            scale = torch.where(index >= 0, gate[index.clamp(min=0)], torch.ones((), dtype=torch.float64))
+            shape = [1, -1] + [1] * (inputs[0].dim() - 2)
+            return (inputs[0] * scale.view(shape),)
+
+        handles.append(module.register_forward_pre_hook(multiply))
     inputs, targets = batch
-    loss = nn.functional.cross_entropy(functional_call(model, gated, (inputs.double(),)), targets)
+    loss = nn.functional.cross_entropy(model(inputs.double()), targets)
+    for handle in handles:
+        handle.remove()
     return torch.autograd.grad(loss, gate)[0]
 
 
@@ -129,7 +136,8 @@ PLAIN = Width(
         ({"name": "l1", "scope": "group"}, [7 + 10, 1 + 20]),
         ({"name": "taylor"}, [3**2 + 2**2 + 10**2, 3**2 + 40**2]),
         ({"name": "taylor", "scope": "producers"}, [13, 9]),
-        ({"name": "taylor", "aggregation": "square_of_sum"}, [(3 - 2 + 10) ** 2, (-3 + 40) ** 2]),
+        ({"name": "taylor", "aggregation": "square_of_sum"}, [10**2, 40**2]),
+        ({"name": "taylor", "aggregation": "square_of_sum", "scope": "group"}, [(3 - 2 + 10) ** 2, (-3 + 40) ** 2]),
         ({"name": "level"}, [17, 21]),
     ],
 )

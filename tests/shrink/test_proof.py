@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from nnicompress.errors import ProofError
+from nnicompress.graph.capture import capture
+from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import ChannelGroups
 from nnicompress.shrink.proof import prove
 from nnicompress.shrink.surgery import shrink
@@ -125,8 +127,6 @@ def test_a_forward_bound_to_float32_is_proven_in_float32() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.to(torch.float32))
 
-    from nnicompress.graph import capture, find_channel_groups
-
     model = Float32Only(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.randn(6, 4)
     groups = find_channel_groups(capture(model, (x,)))
@@ -134,3 +134,21 @@ def test_a_forward_bound_to_float32_is_proven_in_float32() -> None:
     masked = masked_copy(model, groups, removal)
     proof = prove(masked, shrink(masked, groups, removal), groups, removal, [((x,), {}), ((x[:2],), {})])
     assert (proof.precision, proof.tolerance, proof.batch_sizes) == ("float32", 1e-4, (6, 2))
+
+
+def test_a_branch_that_only_training_takes_must_fit_too() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head, self.aux = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x).relu()
+            return self.head(hidden) + self.aux(hidden) if self.training else self.head(hidden)
+
+    model, x = Auxiliary().eval(), torch.randn(6, 4)
+    groups = find_channel_groups(capture(model, (x,)))
+    removal = remove_share(groups, 0.5)
+    masked = masked_copy(model, groups, removal)
+    with pytest.raises(ProofError, match="fails in training mode"):
+        prove(masked, shrink(masked, groups, removal), groups, removal, [((x,), {})])

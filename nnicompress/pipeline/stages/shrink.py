@@ -8,6 +8,7 @@ from typing import Any
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.evaluators.inputs import as_model_input
 from nnicompress.export.comparison import on_device
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
@@ -52,7 +53,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
 
 
 def training_inputs(context: Context, count: int) -> Iterator[ModelInput]:
-    """The inputs of the first `count` training batches, as positional arguments of the forward, on the device."""
+    """The inputs of the first `count` training batches, as the shipped training step passes them, on the device."""
     loader: Any = context.job.data.train_loader(context.job.seed)
     for inputs, _ in islice(loader, count):
-        yield on_device(((inputs,), {}), context.device)
+        yield on_device(as_model_input(inputs), context.device)

@@ -7,7 +7,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,11 +41,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a damaged file makes both readers raise whatever they stumble over
+        looks = "a pickled object" if isinstance(error, UnpicklingError) else "damaged, or of another format"
+        hint = "; it is named .safetensors" if path.suffix == ".safetensors" else ""
         raise ConfigError(
-            f"{path} is neither safetensors nor a state_dict of plain tensors ({first}); "
-            "save one with safetensors.torch.save_model(model, file)",
+            f"{path} is neither safetensors nor a state_dict of plain tensors: it is {looks}{hint}; "
+            "save one with safetensors.torch.save_model(model, 'file.safetensors')",
             key=KEY,
         ) from error
     for name in ("state_dict", "model"):
@@ -69,6 +69,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         if name not in own:
             hint = did_you_mean(name, own)
             raise ConfigError(f"the checkpoint has {name!r}, {type(model).__name__} has not{hint}", key=KEY)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(f"{name!r} of the checkpoint holds values that are not finite", key=KEY)
         if tensor.shape != own[name].shape:
             raise ConfigError(
                 f"{name!r} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model", key=KEY
