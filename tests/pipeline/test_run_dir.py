@@ -104,3 +104,17 @@ def test_json_is_replaced_not_rewritten(tmp_path: Path) -> None:
     assert json.load(before) == {"a": 1} and json.loads(path.read_text()) == {"a": 2}
     before.close()
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_is_not_ours_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="holds 'thesis.tex' and is no run"), open_run(tmp_path):
+        raise AssertionError("opened")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is a file; give a folder"), open_run(folder):
+            raise AssertionError("opened")

@@ -66,6 +66,21 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"PK\x03\x04 half of an archive", bytes(range(256))])
+def test_a_damaged_file_is_one_line_without_torch_s_own_advice(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match="neither safetensors nor a state_dict") as caught:
+        read_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    weights = {name: tensor.clone() for name, tensor in network().state_dict().items()}
+    weights["0.weight"].view(-1)[0] = float("nan")
+    with pytest.raises(ConfigError, match=r"'0\.weight' of the checkpoint holds values that are not finite"):
+        load_weights(network(), weights)
+
+
 def test_a_pickle_never_runs_code(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     with pytest.raises(ConfigError, match="neither safetensors nor a state_dict"):

@@ -57,6 +57,11 @@ def test_shared_modules_and_tied_parameters_have_their_first_names():
     assert parameter_names(model, selection, "weight") == {"a": "a.weight", "c": "a.weight"}
 
 
+def test_an_excluded_container_excludes_all_that_is_in_it():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3))
+    assert names(model, op_types=["Conv2d"], exclude_op_names=["0"]) == ("1",)
+
+
 def test_a_bare_module_is_selected_under_the_empty_name():
     model = nn.Linear(3, 2)
     selection = select(model, target(op_types=["Linear"]))

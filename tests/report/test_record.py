@@ -55,3 +55,9 @@ def test_showing_a_report_imports_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "2.50 times as fast" in done.stdout
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("print('hello')")
+    with pytest.raises(UserError, match="is no report of this version"):
+        finished_report(tmp_path)
