@@ -26,6 +26,7 @@ def main() -> None:
                 [sys.executable, "-m", "nnicompress", "run", "recipe=taylorfo_resnet", f"run_dir={folder}/run"],
                 check=True,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # progress lines
             )
             seconds = time.perf_counter() - started
         print(f"nnicompress run recipe=taylorfo_resnet: {seconds:.1f} s (limit {LIMIT:.0f} s)", flush=True)

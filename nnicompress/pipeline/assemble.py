@@ -131,6 +131,8 @@ def _layers(context: Context) -> tuple[LayerRecord, ...]:
     names = [*(width.name for width in widths), *rows.keys() - {width.name for width in widths}]
     sizes = {width.name: width.size * width.slots[0].indices.shape[1] for width in widths}
     order = {name: position for position, name in enumerate([*sizes, *rows])}
+    # A layer that gave less where others gave more needs no excuse: only a total that was missed does.
+    short = bool(pruning.reasons)
     records = []
     for name in sorted(names, key=order.__getitem__):
         row = rows.get(name)
@@ -138,7 +140,14 @@ def _layers(context: Context) -> tuple[LayerRecord, ...]:
             records.append(LayerRecord(name=name, before=sizes[name], after=sizes[name]))
         else:
             records.append(
-                LayerRecord(name=name, unit=row.unit, before=row.size, after=row.kept, asked=row.asked, note=row.note)
+                LayerRecord(
+                    name=name,
+                    unit=row.unit,
+                    before=row.size,
+                    after=row.kept,
+                    asked=row.asked,
+                    note=row.note if short else "",
+                )
             )
     return tuple(records)
 
