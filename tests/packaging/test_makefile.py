@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,10 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 def make(*arguments: str) -> str:
     command = ["make", "--no-print-directory", "-C", str(REPOSITORY), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # The tests themselves run under `make test SLOW=1`, whose variables reach every make below it.
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "SLOW"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 @needs_make
