@@ -57,9 +57,10 @@ def contender() -> tuple[nnicompress.TorchEvaluator, nn.Module, list[float]]:
 
 
 def attach_masks(evaluator: nnicompress.TorchEvaluator, model: nn.Module) -> None:
-    """Half of the channels of every width."""
+    """Half of the channels of every width, drawn at random as an importance would scatter them."""
+    rng = np.random.default_rng(0)
     groups = find_channel_groups(capture(model, (torch.randn(2, 3, 64, 64),)))
-    removal = {width.name: np.arange(width.size // 2) for width in groups.widths}
+    removal = {w.name: np.sort(rng.choice(w.size, w.size // 2, replace=False)) for w in groups.widths}
     Masks.from_removal(model, groups.widths, removal).attach(evaluator)
 
 

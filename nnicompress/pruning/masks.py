@@ -101,10 +101,18 @@ class Masks:
         return {name: parameters[name] for name in self.keep}
 
 
+ELEMENTS_PER_CALL = 4000
+"""Writing so many elements by index costs about as much more than writing them in runs as one call does (CPU)."""
+
+
 @dataclass(eq=False)
 class _Fill:
-    """What to fill with zeros: whole indices of dimensions, and single elements that those do not cover."""
+    """What to fill with zeros: whole indices of dimensions, and single elements that those do not cover.
 
+    Indices are filled in runs (dimension, start, length) where the tensor is large enough to pay for the calls.
+    """
+
+    runs: list[tuple[int, int, int]]
     slices: list[tuple[int, Tensor]]
     elements: Tensor | None
 
@@ -112,19 +120,26 @@ class _Fill:
     def of(cls, keep: Tensor) -> _Fill:
         drop = ~keep
         covered = torch.zeros_like(drop)
+        runs: list[tuple[int, int, int]] = []
         slices: list[tuple[int, Tensor]] = []
         for dim in range(drop.dim()):
             others = [other for other in range(drop.dim()) if other != dim]
             whole = drop.all(dim=others) if others else drop
             index = whole.nonzero().flatten()
             if len(index):
-                slices.append((dim, index))
+                own = [(dim, start, length) for start, length in _runs(index.tolist())]
+                if keep.numel() * len(index) // keep.shape[dim] > ELEMENTS_PER_CALL * len(own):
+                    runs += own
+                else:
+                    slices.append((dim, index))
                 covered.index_fill_(dim, index, True)
         rest = drop & ~covered
-        return cls(slices, rest if bool(rest.any()) else None)
+        return cls(runs, slices, rest if bool(rest.any()) else None)
 
     def fill(self, tensor: Tensor) -> None:
         """Zero the masked elements of `tensor`, in place; the indices follow it to its device."""
+        for dim, start, length in self.runs:
+            tensor.narrow(dim, start, length).zero_()
         for position, (dim, index) in enumerate(self.slices):
             if index.device != tensor.device:
                 index = index.to(tensor.device)
@@ -134,6 +149,17 @@ class _Fill:
             if self.elements.device != tensor.device:
                 self.elements = self.elements.to(tensor.device)
             tensor.masked_fill_(self.elements, 0)
+
+
+def _runs(indices: list[int]) -> list[tuple[int, int]]:
+    """Ascending indices as (start, length) of consecutive ones: [0, 1, 4] -> [(0, 2), (4, 1)]."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and index == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((index, 1))
+    return runs
 
 
 class _Attached:

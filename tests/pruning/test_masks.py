@@ -192,3 +192,17 @@ def test_sparse_gradients_are_refused():
         Masks({"table.weight": torch.ones(5, 3, dtype=torch.bool)}).attach(evaluator)
         with pytest.raises(UserError, match="table.weight has sparse gradients"):
             evaluator.train(max_steps=1)
+
+
+def test_large_masks_are_filled_in_runs_and_small_ones_by_index_alike():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((8, 4, 3, 3), (512, 512, 3, 3)):
+        keep = torch.ones(shape, dtype=torch.bool)
+        keep[torch.randperm(shape[0], generator=generator)[: shape[0] // 2]] = False
+        keep[:, torch.randperm(shape[1], generator=generator)[: shape[1] // 2]] = False
+        fill = Masks({"weight": keep})._fills["weight"]
+        assert bool(fill.runs) == (shape[0] == 512)
+        weight = torch.full(shape, float("nan"))
+        weight[keep] = 1.0
+        fill.fill(weight)
+        assert torch.equal(weight, keep.float())
