@@ -25,6 +25,7 @@ def run(
     config_dir: str | Path | None = None,
     trust: Iterable[str] = (),
     smoke: bool = False,
+    fresh: bool = False,
     listener: Listener = silent,
 ) -> Report:
     """Take a recipe through all of its stages and return the report of its run.
@@ -32,7 +33,8 @@ def run(
     `recipe` is a recipe's name or a path to a YAML file, `overrides` are written as on the command line
     (`["seed=1", "compressor.targets.convs.sparse_ratio=0.6"]`), files in `config_dir` win over shipped ones, and
     `trust` names packages whose objects the recipe may name by `_target_`. `smoke` takes every stage through two
-    batches, in a folder of its own. `listener` hears the run's events (`nnicompress.events`).
+    batches, in a folder of its own. Stages that an earlier run in the same folder has finished, and for which nothing
+    has changed, are reused, unless `fresh`. `listener` hears the run's events (`nnicompress.events`).
 
     May be called many times in one process, notebooks included.
 
@@ -44,17 +46,19 @@ def run(
 
     with allow(trust):
         composed, _ = check_recipe([recipe_override(recipe), *overrides], config_dir=existing_folder(config_dir))
-        return run_config(composed.config, smoke=smoke, listener=listener)
+        return run_config(composed.config, smoke=smoke, fresh=fresh, listener=listener)
 
 
-def run_config(config: DictConfig, *, smoke: bool, listener: Listener) -> Report:
+def run_config(
+    config: DictConfig, *, smoke: bool, fresh: bool = False, explain: bool = False, listener: Listener = silent
+) -> Report:
     """Run a composed and checked config."""
     from nnicompress.factory import build_job
     from nnicompress.pipeline.run import run_job
 
     if smoke:
         apart_from_results(config)
-    return run_job(build_job(config, smoke=smoke), listener)
+    return run_job(build_job(config, smoke=smoke), listener, fresh=fresh, explain=explain)
 
 
 def existing_folder(config_dir: str | Path | None) -> Path | None:

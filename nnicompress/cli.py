@@ -17,7 +17,9 @@ COMMANDS = {
     "check": "validate a recipe completely, without training",
     "ls": "list recipes and the options of each config group",
     "show": "print a finished run's report again",
+    "export": "write a finished run's model in further formats",
     "reproduce": "run a recipe and compare with its expected numbers",
+    "doctor": "take your own evaluator, importance, model or compressor through its contract",
     "completion": "print the script that completes commands, recipes, groups and keys in bash",
 }
 
@@ -37,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `nnicompress ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -77,6 +77,10 @@ class RunLockedError(JobError):
     """Another live process is writing this run's folder."""
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """Somebody stopped the run: its state is saved, and the message says how to go on. No Exception, like its base."""
+
+
 class ExpectationError(NNICompressError):
     """The run is complete, and its numbers miss the recipe's `expected:` block."""
 

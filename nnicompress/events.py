@@ -24,6 +24,13 @@ class StageFinished:
 
 
 @dataclass(frozen=True)
+class StageResumed:
+    """The stage goes on where a killed run left it, after `steps` optimizer steps over all of its trainings."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
 class TrainingStarted:
     """A training begins; `total_steps` is None where the user's loop does not let us know."""
 
@@ -63,7 +70,7 @@ class Note:
     warning: bool = False
 
 
-Event = StageStarted | StageFinished | TrainingStarted | StepDone | EpochDone | TrainingFinished | Note
+Event = StageStarted | StageFinished | StageResumed | TrainingStarted | StepDone | EpochDone | TrainingFinished | Note
 Listener = Callable[[Event], None]
 
 

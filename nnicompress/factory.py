@@ -67,7 +67,9 @@ def assemble(settings: RecipeSettings, blueprint: Blueprint, data: Data, *, smok
         expected=settings.expected,
         metric=metric_name(blueprint),
         mode=settings.evaluator.mode,
+        logging=settings.head.logging,
         smoke=smoke,
+        save_every=settings.head.save_every,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nnicompress.errors import ConfigError, UserError, did_you_mean
 from nnicompress.paths import recipe_override
@@ -13,6 +14,7 @@ _SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", 
           "-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name"}  # fmt: skip
 _HYDRA_FLAGS = {"--multirun", "--resolve", "--run", "--shell-completion", "--hydra-help"}
 _HYDRA_VALUES = {"--cfg": ("job", "hydra", "all"), "--package": ()}
+_RUN_FLAGS = ("--smoke", "--fresh", "--explain")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _REFUSED = {
     "--experimental-rerun": "it would unpickle a file, which can run any code; run the recipe again instead",
@@ -31,6 +33,8 @@ class Arguments:
     config_dir: Path | None = None
     trust: tuple[str, ...] = ()
     smoke: bool = False
+    fresh: bool = False
+    explain: bool = False
 
     @property
     def multirun(self) -> bool:
@@ -54,10 +58,10 @@ def parse(
 ) -> Arguments:
     """Tell options from the other words, wherever they stand; Hydra itself only accepts options first.
 
-    `hydra`: Hydra's own options are allowed; `smoke`, `trust`: so are `--smoke`, `--trust`. Raises UserError for any
-    other option.
+    `hydra`: Hydra's own options are allowed; `smoke`: so are those of a run alone; `trust`: `--trust`. Raises
+    UserError for any other option.
     """
-    known = {"--config-dir"} | ({"--smoke"} if smoke else set()) | ({"--trust"} if trust else set())
+    known = {"--config-dir"} | (set(_RUN_FLAGS) if smoke else set()) | ({"--trust"} if trust else set())
     if hydra:
         known |= _HYDRA_FLAGS | {*_HYDRA_VALUES, "--info"}
     found = Arguments()
@@ -74,8 +78,9 @@ def parse(
             found = replace(found, config_dir=_folder(_value(option, words)))
         elif option == "--trust":
             found = replace(found, trust=(*found.trust, _value(option, words)))
-        elif option == "--smoke":
-            found = replace(found, smoke=True)
+        elif option in _RUN_FLAGS:
+            flag: dict[str, Any] = {option[2:]: True}
+            found = replace(found, **flag)
         else:
             found = replace(found, hydra_options=(*found.hydra_options, *_hydra_option(option, words)))
     if "--resolve" in found.hydra_options and "--cfg" not in found.hydra_options:

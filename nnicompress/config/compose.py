@@ -34,7 +34,7 @@ PRIMARY = "config"
 VERSION_BASE = "1.3"
 _RESOLVER = "nnicompress.run_dir"
 # What doesn't change the result of a run doesn't change its folder.
-_NOT_HASHED = frozenset({"name", "run_dir", "summary", "expected", "hydra"})
+_NOT_HASHED = frozenset({"name", "run_dir", "summary", "expected", "save_every", "logging", "hydra"})
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, unknown_source
 from nnicompress.config.words import MISSING_VALUE, config_errors, unknown_key
@@ -33,6 +33,13 @@ NODES = ("model", "data", "optimizer", "scheduler")
 PARTS = ("evaluator", "compressor", "export", "runtime", "stages", "expected")
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands in the list twice")
+    return names
+
+
 class HeadSettings(Settings):
     """The settings of a recipe that belong to no part."""
 
@@ -40,6 +47,10 @@ class HeadSettings(Settings):
     summary: str = ""
     seed: int = Field(default=0, ge=0, lt=2**32)
     run_dir: str = "runs/recipe"
+    logging: Annotated[tuple[Literal["csv", "tensorboard"], ...], AfterValidator(_each_once)] = ()
+    """Training curves as files in the run's folder (`report/loggers.py`)."""
+    save_every: int = Field(default=100, ge=0)
+    """Optimizer steps between two saves of a training's state, which a killed run goes on from; 0: none."""
 
 
 @dataclass(frozen=True)

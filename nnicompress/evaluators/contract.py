@@ -66,7 +66,10 @@ class Evaluator(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Which of `train`, `iterate`, `evaluate`, `example_inputs` this evaluator can serve."""
+        """Which of `train`, `iterate`, `evaluate`, `example_inputs`, `resume` this evaluator can serve.
+
+        `resume`: a training that goes on from `state_dict` ends with the same bits as one that was not cut off.
+        """
 
     def bound(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         """Bind `model` (rebuild optimizers for it, by parameter name) and unbind it at the end, leaving no trace.

@@ -14,7 +14,7 @@ from nnicompress.errors import UserError
 from nnicompress.evaluators import demands
 from nnicompress.evaluators.contract import ModelInput, Penalty, StepHook, TrainResult
 from nnicompress.evaluators.inputs import FirstForward, as_model_input, resized
-from nnicompress.evaluators.loop import Connection
+from nnicompress.evaluators.loop import Connection, TrainingLoop
 from nnicompress.evaluators.preserve import no_gradients, same_random_states, same_tensors, same_training_mode
 from nnicompress.evaluators.rebuild import OptimizerGiven, OwnGroup, Rebuilder
 from nnicompress.evaluators.registry import Registration, Registry
@@ -101,8 +101,9 @@ class TorchEvaluator:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Which of `train`, `iterate`, `evaluate`, `example_inputs` can be served."""
-        return frozenset(name for name in _NEEDS if not self._missing(name))
+        """Which of `train`, `iterate`, `evaluate`, `example_inputs` can be served; `resume` with the shipped loop."""
+        resume = {"resume"} if isinstance(self.training_func, TrainingLoop) else set()
+        return frozenset(name for name in _NEEDS if not self._missing(name)) | resume
 
     @contextmanager
     def bound(self, model: nn.Module) -> Iterator[nn.Module]:

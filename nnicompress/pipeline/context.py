@@ -14,9 +14,13 @@ from torch import nn
 from nnicompress.evaluators.contract import Evaluator, ModelInput
 from nnicompress.events import Listener
 from nnicompress.export.comparison import on_device
-from nnicompress.measure.size import count_parameters, count_zeros, save_weights
+from nnicompress.measure.size import count_parameters, count_zeros
+from nnicompress.pipeline.checkpoint import Checkpoint
 from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.run_dir import RunFolder
+from nnicompress.pipeline.stopping import Stop
+from nnicompress.pipeline.weights import WEIGHTS, load_weights, save_weights
+from nnicompress.report.curves import CurveRecorder
 
 if TYPE_CHECKING:
     from nnicompress.pruning.pruner import PruningResult
@@ -55,7 +59,7 @@ class Exported:
 
 @dataclass
 class Context:
-    """The state of a running job. `folder` is the running stage's temporary folder."""
+    """The state of a running job. `folder` is the running stage's temporary folder, or that of a reused one."""
 
     job: Job
     run: RunFolder
@@ -63,6 +67,12 @@ class Context:
     device: torch.device
     model: nn.Module
     folder: Path
+    curves: CurveRecorder = field(default_factory=CurveRecorder)
+    stop: Stop = field(default_factory=Stop)
+    checkpoint: Checkpoint = field(init=False)
+    """The saved state of the running stage."""
+    began_before: bool = False
+    """Whether the running stage was begun by an earlier process."""
     phases: list[Phase] = field(default_factory=list)
     pruning: PruningResult | None = None
     masked: bool = False
@@ -72,8 +82,16 @@ class Context:
     """By format."""
     artifacts: list[ArtifactRecord] = field(default_factory=list)
 
-    def add_phase(self, name: str, label: str) -> Phase:
+    def add_phase(self, name: str, label: str) -> None:
         """Keep a copy of the model as it is now and write its weights into the stage's folder."""
+        self._remember(name, label, save_weights(self.model, self.folder))
+
+    def restore_phase(self, name: str, label: str) -> None:
+        """Fill the model with the weights in a reused stage's folder, and keep a copy as `add_phase` does."""
+        load_weights(self.model, self.folder)
+        self._remember(name, label, (self.folder / WEIGHTS).stat().st_size)
+
+    def _remember(self, name: str, label: str, size: int) -> None:
         phase = Phase(
             name=name,
             label=label,
@@ -81,17 +99,23 @@ class Context:
             model=copy.deepcopy(self.model).eval(),
             parameters=count_parameters(self.model),
             zeros=count_zeros(self.model),
-            bytes=save_weights(self.model, self.folder / "model.safetensors"),
+            bytes=size,
         )
         self.phases.append(phase)
-        return phase
 
     def inputs(self, evaluator: Evaluator, batch_size: int) -> ModelInput:
         """Real inputs of the model on the job's device."""
         return on_device(evaluator.example_inputs(batch_size), self.device)
 
 
-Stage = Callable[[Context, StagePlan], Facts]
-"""One stage: changes the context, writes what it leaves into `context.folder`, and says what it did."""
+@dataclass(frozen=True)
+class Stage:
+    """What a stage does."""
+
+    run: Callable[[Context, StagePlan], Facts]
+    """Change the context, write what the stage leaves into `context.folder`, and say what it did."""
+    restore: Callable[[Context, StagePlan, Facts], None]
+    """Change the context as `run` did, from what it left in `context.folder` and said."""
+
 
 Stages = Mapping[str, Stage]

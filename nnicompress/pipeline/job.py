@@ -56,5 +56,9 @@ class Job:
     """What the evaluator's default metric is called in the report."""
     mode: str = "max"
     """`max` where a higher metric is better, else `min`."""
+    save_every: int = 100
+    """Optimizer steps between two saves of a training's state, which a killed run goes on from; 0: none."""
+    logging: tuple[str, ...] = ()
+    """Keys of `report.loggers.LOGGERS`: which logs of the training are written."""
     smoke: bool = False
     """Take every stage through two batches. The factory wraps the data in `pipeline.smoke.FewBatches`."""

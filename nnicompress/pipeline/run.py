@@ -2,87 +2,135 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import hashlib
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import ExitStack
 
-from nnicompress.events import Event, Listener, StageFinished, StageStarted, silent
+from nnicompress.events import Event, Listener, Note, StageFinished, StageStarted, silent
 from nnicompress.export.plain import FOLDER
 from nnicompress.pipeline.assemble import assemble
+from nnicompress.pipeline.checkpoint import Checkpoint
 from nnicompress.pipeline.context import Context
-from nnicompress.pipeline.job import Job
-from nnicompress.pipeline.manifest import manifest
-from nnicompress.pipeline.run_dir import MANIFEST_FILE, now, open_run, write_json
+from nnicompress.pipeline.faults import explained
+from nnicompress.pipeline.finished import FILE, FinishedStage, digests, read_finished, reason_to_run
+from nnicompress.pipeline.job import Job, StagePlan
+from nnicompress.pipeline.keys import digest_of, stage_parts
+from nnicompress.pipeline.manifest import conclude_manifest, write_manifest
+from nnicompress.pipeline.run_dir import now, open_run, write_json
 from nnicompress.pipeline.seeding import controlled, seed_everything
 from nnicompress.pipeline.stages import RUNNERS
 from nnicompress.pipeline.stages.export import write_plain
+from nnicompress.pipeline.stopping import stoppable
 from nnicompress.report.curves import CurveRecorder
 from nnicompress.report.html import write_html
+from nnicompress.report.loggers import open_loggers
 from nnicompress.report.record import REPORT_FILE, Report, StageRecord
 
 
-def run_job(job: Job, listener: Listener = silent) -> Report:
+def run_job(job: Job, listener: Listener = silent, *, fresh: bool = False, explain: bool = False) -> Report:
     """Run every stage of `job` in order and write what they leave, the report last, into `job.run_dir`.
 
-    Whatever an earlier run left in the folder is removed first. Stage i (from 1) starts from the seed `job.seed + i`,
-    the model is built from `job.seed`, so a stage's randomness does not depend on the stages before it.
+    A stage whose key is that of a finished one in the folder is reused; `fresh` removes what is there first, `explain`
+    tells the listener why each stage ran. A training that was cut off goes on from its last saved state. Stage i (from
+    1) starts from the seed `job.seed + i`, the model is built from `job.seed`, so a stage's randomness does not depend
+    on the stages before it.
 
     Raises:
         RunLockedError: another process is writing this run.
         JobError: a stage failed; `status.json` says which and why, and the folder holds only finished stages.
-        KeyboardInterrupt: as it came; the status says `interrupted`.
+        RunInterrupted: Ctrl-C; the state is saved, the status says `interrupted`.
     """
     started = now(), time.perf_counter()
-    curves = CurveRecorder()
+    curves, listeners = CurveRecorder(), [listener]
 
     def hear(event: Event) -> None:
         curves(event)
-        listener(event)
+        for one in listeners:
+            one(event)
 
-    with _terminable(), open_run(job.run_dir) as run, controlled(job.seed, job.runtime) as device:
-        write_json(run.path / MANIFEST_FILE, manifest(job))
+    with ExitStack() as stack:
+        stop = stack.enter_context(stoppable())
+        run = stack.enter_context(open_run(job.run_dir, fresh=fresh))
+        stack.enter_context(explained(run))
+        device = stack.enter_context(controlled(job.seed, job.runtime))
+        write_manifest(job, run.path)
+        listeners += stack.enter_context(open_loggers(job.logging, run.path))
         model = job.build_model.build().to(device)
-        context = Context(job, run, hear, device, model, folder=run.path)
-        stages = [_run_stage(context, index) for index in range(1, len(job.stages) + 1)]
-        if not (run.path / FOLDER).exists():
-            # A run never ends without its model, whether or not the recipe lists an export stage.
-            context.folder = run.path
-            write_plain(context, job.stages[-1])
+        context = Context(job, run, hear, device, model, folder=run.path, curves=curves, stop=stop)
+        stages = _Stages(context, explain=explain).run_all()
         report = assemble(context, stages, curves, started)
         write_html(report, run.path / "report.html")
         report.save(run.path / REPORT_FILE)
+        conclude_manifest(run.path, report)
     return report
 
 
-def _run_stage(context: Context, index: int) -> StageRecord:
-    plan, total = context.job.stages[index - 1], len(context.job.stages)
-    context.listener(StageStarted(plan.name, index, total))
-    begin = time.perf_counter()
-    with context.run.stage(index, plan.name) as folder:
-        context.folder = folder
-        seed_everything(context.job.seed + index)
-        facts = RUNNERS[plan.name](context, plan)
-        record = StageRecord(name=plan.name, seconds=time.perf_counter() - begin, facts=facts)
-        write_json(folder / "record.json", record.model_dump())
-    context.listener(StageFinished(plan.name, record.seconds))
-    return record
+class _Stages:
+    """The stages of a job, each reused or run."""
 
+    def __init__(self, context: Context, *, explain: bool) -> None:
+        self.context, self.run, self.explain = context, context.run, explain
+        self.incoming = ""
+        """Digest of all that earlier stages left."""
+        self.published: list[str] = []
+        """What they have put into the run's folder."""
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as an exception, so that the status is written; only the main thread may ask for this."""
+    def run_all(self) -> list[StageRecord]:
+        """Each stage in order."""
+        plans = self.context.job.stages
+        records = [self.reuse_or_run(index, plan) for index, plan in enumerate(plans, start=1)]
+        self.run.forget_all_but(len(plans), self.published)
+        if FOLDER not in self.published:
+            # A run never ends without its model, whether or not the recipe lists an export stage.
+            self.context.folder = self.run.path
+            write_plain(self.context, plans[-1])
+        return records
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
+    def reuse_or_run(self, index: int, plan: StagePlan) -> StageRecord:
+        """One stage."""
+        context, folder = self.context, self.run.finished_stage(index, plan.name)
+        if context.stop.requested is not None:
+            context.stop.now()
+        parts = stage_parts(context.job, plan, index, self.incoming, context.device)
+        found = read_finished(folder)
+        reason = reason_to_run(folder, found, parts)
+        if reason is None:
+            assert found is not None
+            context.listener(Note(f"{plan.name}: reused, nothing that it depends on has changed"))
+            context.folder = folder
+            RUNNERS[plan.name].restore(context, plan, found.facts)
+            context.curves.add(found.curves)
+        else:
+            if self.explain:
+                context.listener(Note(f"{plan.name}: runs, because {reason}"))
+            found = self.run_one(index, plan, parts)
+        self.incoming = hashlib.sha256(
+            f"{self.incoming} {json.dumps(found.files, sort_keys=True)}".encode()
+        ).hexdigest()
+        self.published += found.published
+        return StageRecord(name=plan.name, seconds=found.seconds, reused=reason is None, facts=found.facts)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def run_one(self, index: int, plan: StagePlan, parts: dict[str, object]) -> FinishedStage:
+        """Run a stage, from the state that a killed process saved where there is one."""
+        context, run = self.context, self.run
+        run.discard_from(index)
+        context.began_before = run.has_begun(index, plan.name)
+        begin = time.perf_counter()
+        with run.stage(index, plan.name) as folder:
+            context.folder, context.checkpoint = folder, Checkpoint(folder, digest_of(parts))
+            context.listener(StageStarted(plan.name, index, len(context.job.stages)))
+            seed_everything(context.job.seed + index)
+            run.published.clear()
+            facts = json.loads(json.dumps(RUNNERS[plan.name].run(context, plan)))
+            finished = FinishedStage(
+                name=plan.name,
+                seconds=time.perf_counter() - begin,
+                facts=facts,
+                curves=context.curves.of_stage(),
+                parts=parts,
+                files=digests(run.path, folder, run.published),
+            )
+            write_json(folder / FILE, finished.model_dump(mode="json"))
+        context.listener(StageFinished(plan.name, finished.seconds))
+        return finished

@@ -4,6 +4,7 @@ runs/taylorfo_resnet-1f0c2a9b/
   status.json      running, done or failed; which stage; who writes it
   manifest.json    the resolved recipe, seed, versions, machine, code and data that made it
   stages/01_train/ what each stage left: record.json and its weights
+  stages/.02_prune.partial/  the stage at work; progress.pt is its last consistent state
   model/           the compact model (nnicompress.load)    model.pt2, model.onnx    as the recipe asks
   report.json, report.html
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +29,13 @@ from nnicompress.report.record import Report
 STATUS_FILE = "status.json"
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
+PROGRESS = "progress.pt"
 # What a run owns in its folder: all of it is removed when the run starts over, and nothing else is touched.
-OWNED = ("report.json", "report.html", "model", "model.pt2", "model.onnx", "stages", MANIFEST_FILE)
+REPORTS = ("report.json", "report.html")
+EXPORTS = ("model", "model.pt2", "model.onnx")
+OWNED = (*REPORTS, *EXPORTS, "stages", "logs", "code.diff", MANIFEST_FILE)
 
-State = Literal["running", "done", "failed"]
+State = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,21 @@ def now() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part."""
+    write_whole(path, (json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or as it was before, also when the machine loses its power."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_status(folder: str | Path) -> RunStatus | None:
@@ -85,7 +101,9 @@ def finished_report(run: str | Path) -> Report:
     if status is not None and status.state != "done":
         at = f" in stage {status.stage!r}" if status.stage else ""
         why = f": {status.error}" if status.error else ""
-        raise JobError(f"{path}: the run is {status.state}{at}{why}; it has no report")
+        raise JobError(
+            f"{path}: the run is {status.state}{at}{why}; it has no report; the same command goes on with it"
+        )
     return Report.load(path)
 
 
@@ -104,6 +122,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._status = RunStatus("running", now(), os.getpid())
+        self.published: list[str] = []
+        """What the stage at work has moved into the folder."""
 
     @property
     def status(self) -> RunStatus:
@@ -115,49 +135,126 @@ class RunFolder:
         self._status = replace(self._status, **changes)
         write_json(self.path / STATUS_FILE, asdict(self._status))
 
+    def give_up(self, state: State, error: str) -> None:
+        """Say that the run ended without a result, where that can still be written."""
+        # On a full disk the status can't be; `read_status` then finds a process that is gone, and says so.
+        with suppress(OSError):
+            self.update(state=state, finished=now(), error=error)
+
     def start_over(self) -> None:
         """Say that the run is running, then remove all that an earlier run left, its report first."""
         self.update()
         for name in OWNED:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                # Renamed first: whoever looks in the meantime sees the folder whole or not at all.
-                doomed = self.path / f".{name}.removed"
-                shutil.rmtree(doomed, ignore_errors=True)
-                path.rename(doomed)
-                shutil.rmtree(doomed)
-            else:
-                path.unlink(missing_ok=True)
+            remove_whole(self.path / name)
+
+    def finished_stage(self, index: int, name: str) -> Path:
+        """Where stage `index` lies when it is finished; the folder may be missing."""
+        return self.path / "stages" / f"{index:02d}_{name}"
+
+    def has_begun(self, index: int, name: str) -> bool:
+        """Whether an earlier process was at work on stage `index`, and did not end it."""
+        return self._partial(index, name).exists()
+
+    def discard_from(self, index: int) -> None:
+        """Remove the stages from `index` on, and what they have left in the run's folder: that is about to change.
+
+        What lies in the temporary folder of stage `index` stays: it may go on from there.
+        """
+        kept: list[str] = []
+        for folder in self._stage_folders():
+            number = int(folder.name.lstrip(".")[:2])
+            if number < index:
+                kept += _published_by(folder)
+            elif number > index or not folder.name.startswith("."):
+                remove_whole(folder)
+        for name in (*REPORTS, *EXPORTS):
+            if name not in kept:
+                remove_whole(self.path / name)
+
+    def forget_all_but(self, count: int, published: Sequence[str]) -> None:
+        """Remove stages behind the last of `count`, what was begun and left, and exported files that no stage made."""
+        for folder in self._stage_folders():
+            if folder.name.startswith(".") or int(folder.name[:2]) > count:
+                remove_whole(folder)
+        for name in EXPORTS:
+            if name not in published:
+                remove_whole(self.path / name)
+
+    def _stage_folders(self) -> list[Path]:
+        stages = self.path / "stages"
+        names = sorted(stages.iterdir()) if stages.is_dir() else []
+        return [path for path in names if path.is_dir() and path.name.lstrip(".")[:2].isdigit()]
+
+    def _partial(self, index: int, name: str) -> Path:
+        return self.path / "stages" / f".{index:02d}_{name}.partial"
 
     @contextmanager
     def stage(self, index: int, name: str) -> Iterator[Path]:
-        """A temporary folder that becomes `stages/<index>_<name>` when the block ends well, and vanishes otherwise."""
+        """A temporary folder that becomes `stages/<index>_<name>` when the block ends well.
+
+        Else it vanishes, but for the stage's last consistent state (`PROGRESS`), from which it can go on. The status
+        names the stage.
+        """
         stages = self.path / "stages"
         stages.mkdir(exist_ok=True)
-        partial = stages / f".{index:02d}_{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial = self._partial(index, name)
+        for other in stages.glob(f".{index:02d}_*.partial"):
+            if other != partial:
+                remove_whole(other)
+        partial.mkdir(exist_ok=True)
+        _keep_only(partial, PROGRESS)
         self.update(stage=name)
         try:
             yield partial
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _keep_only(partial, PROGRESS)
+            if not any(partial.iterdir()):
+                partial.rmdir()
             raise
-        os.replace(partial, stages / f"{index:02d}_{name}")
+        (partial / PROGRESS).unlink(missing_ok=True)
+        os.replace(partial, self.finished_stage(index, name))
 
     def publish(self, source: Path, name: str) -> Path:
         """Move the finished file or folder `source` to `name` in the run's folder, in one step."""
         assert name in OWNED, name
         target = self.path / name
-        if target.is_dir():
-            shutil.rmtree(target)
+        remove_whole(target)
         os.replace(source, target)
+        self.published.append(name)
         return target
 
 
+def remove_whole(path: Path) -> None:
+    """Remove a file or folder so that whoever looks meanwhile sees it whole or not at all."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _published_by(stage: Path) -> list[str]:
+    """The names in the run's folder that a stage's record lays claim to."""
+    try:
+        files = json.loads((stage / "record.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [name for path in files if (name := path.removeprefix("../../")) in EXPORTS and name != path]
+
+
+def _keep_only(folder: Path, name: str) -> None:
+    for path in folder.iterdir():
+        if path.name != name:
+            remove_whole(path)
+
+
 @contextmanager
-def open_run(folder: Path) -> Iterator[RunFolder]:
-    """Lock `folder` (made where missing) and start the run over; at the end the status says done or failed.
+def open_run(folder: Path, *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Lock `folder` (made where missing); at the end the status says done, failed or interrupted.
+
+    What an earlier run left stays, for its stages may be reused; with `fresh` it is removed first.
 
     Raises:
         RunLockedError: another process is writing this run.
@@ -177,11 +274,15 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
         ) from None
     try:
         run = RunFolder(folder)
-        run.start_over()
+        if fresh:
+            run.start_over()
+        else:
+            run.update()
         try:
             yield run
         except BaseException as error:
-            run.update(state="failed", finished=now(), error=_one_line(error))
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            run.give_up("interrupted" if stopped else "failed", _one_line(error))
             raise
         run.update(state="done", stage=None, finished=now())
     finally:
@@ -207,7 +308,7 @@ def refuse_unusable(folder: Path) -> None:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, SystemExit):
         return "terminated"
     lines = str(error).strip().splitlines()

@@ -77,6 +77,9 @@ class EvaluateSettings(Settings):
     """Time budget of one batch size over all models; the repeats adapt to it, never below 5."""
     memory: bool = True
     """Whether the peak memory of inference is measured."""
+    max_accuracy_difference: float | None = Field(default=0.01, ge=0)
+    """Most by which the metric of an exported file may differ from that of the model it was made of, in the metric's
+    own unit; a larger difference fails the run. null: any difference is reported and passes."""
 
 
 class RuntimeSettings(Settings):
@@ -104,6 +107,23 @@ STAGES: Mapping[str, type[Settings]] = MappingProxyType(
     }
 )
 """Every stage a recipe may list, and its settings."""
+
+
+_ALWAYS = ("model", "data", "evaluator", "runtime")
+_TRAINS = (*_ALWAYS, "optimizer", "scheduler")
+
+READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": _TRAINS,
+        "start": ("model",),
+        "prune": (*_TRAINS, "compressor"),
+        "shrink": _ALWAYS,
+        "finetune": _TRAINS,
+        "export": (*_ALWAYS, "export"),
+        "evaluate": _ALWAYS,
+    }
+)
+"""The parts of a recipe that change what a stage does, besides its own settings."""
 
 
 @dataclass(frozen=True)

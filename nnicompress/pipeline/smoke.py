@@ -20,6 +20,9 @@ class FewBatches:
     def __init__(self, data: Data, num_batches: int = NUM_BATCHES) -> None:
         self._data, self._num_batches = data, num_batches
         self.num_classes, self.input_shape = data.num_classes, data.input_shape
+        self.preprocessing, self.class_names, self.tokenizer = (
+            getattr(data, name, None) for name in ("preprocessing", "class_names", "tokenizer")
+        )
 
     def train_loader(self, seed: int) -> DataLoader[Any]:
         """The first batches of the first epoch, in every epoch."""

@@ -29,8 +29,8 @@ from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.masks import Masks
 from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget, make_plan
+from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
-from nnicompress.pruning.result import Removed, describe
 from nnicompress.pruning.schedule import fractions
 from nnicompress.pruning.scores import Scores, measure
 from nnicompress.pruning.settings import PrunerSettings, TensorSettings
@@ -75,6 +75,8 @@ class Pruner:
         self.evaluator = evaluator
         self._listener = listener
         self._importance = own if own is not None else importance_of(settings.importance)
+        self._at = Position(0, Removed({}, {}))
+        self._resume: Position | None = None
 
     @staticmethod
     def requirements(settings: PrunerSettings, importance: Importance | None = None) -> tuple[tuple[str, str], ...]:
@@ -105,9 +107,12 @@ class Pruner:
                 args, kwargs = self.evaluator.example_inputs(2)
                 groups = find_channel_groups(capture(model, args, kwargs))
             plan = make_plan(model, self.settings, groups)
-            removed = Removed({}, {})
             shares = fractions(self.settings.schedule)
-            for number, share in enumerate(shares, start=1):
+            at, self._resume = self._resume or Position(0, Removed({}, {})), None
+            removed = at.removed
+            if at.number:  # the training after removal `number` was cut off: the evaluator knows where
+                self._train(self._masks(model, plan, removed), at)
+            for number, share in enumerate(shares[at.number :], start=at.number + 1):
                 removed, allotments = self._remove(plan, share, removed)
                 masks = self._masks(model, plan, removed)
                 rows, unprunable, totals = describe(model, plan, allotments, share)
@@ -115,7 +120,7 @@ class Pruner:
                 result = PruningResult(removal, masks, rows, unprunable, totals, groups)
                 self._tell(result, number, len(shares))
                 if number < len(shares):
-                    self._train(masks)
+                    self._train(masks, Position(number, removed))
             masks.apply(model)
         if not result.removed and result.asked > 0:
             reasons = "; ".join(result.reasons[:5]) or "the ratios are smaller than one channel group"
@@ -199,7 +204,19 @@ class Pruner:
             keep[target.tensor] = spread_blocks(blocks, shape, target.block)
         return masks & Masks(keep) if keep else masks
 
-    def _train(self, masks: Masks) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Which removal the training in progress follows, and what has been removed; see `load_state_dict`."""
+        return self._at.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `compress` goes on with the training after that removal.
+
+        The model's weights and the evaluator's own state are the caller's to restore.
+        """
+        self._resume = Position.from_state(state)
+
+    def _train(self, masks: Masks, at: Position) -> None:
+        self._at = at
         handle = masks.attach(self.evaluator)
         try:
             self.evaluator.train(max_steps=self.settings.schedule.interval_steps)

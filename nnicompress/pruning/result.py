@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
+import torch
 from torch import nn
 
 from nnicompress.graph.widths import ChannelGroups, Indices
@@ -23,6 +25,28 @@ class Removed:
 
     widths: dict[str, Indices]
     tensors: dict[str, Indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Position:
+    """Where a pruner is in its schedule: after removal `number` (from 1; 0: before the first)."""
+
+    number: int
+    removed: Removed
+
+    def state_dict(self) -> dict[str, Any]:
+        """As tensors, numbers and texts."""
+        return {
+            "number": self.number,
+            "widths": {name: torch.from_numpy(indices) for name, indices in self.removed.widths.items()},
+            "tensors": {name: torch.from_numpy(indices) for name, indices in self.removed.tensors.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """What `state_dict` returned."""
+        widths, tensors = ({n: i.numpy() for n, i in state[kind].items()} for kind in ("widths", "tensors"))
+        return cls(state["number"], Removed(widths, tensors))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nnicompress.events import (
     Listener,
     Note,
     StageFinished,
+    StageResumed,
     StageStarted,
     StepDone,
     TrainingFinished,
@@ -74,6 +75,8 @@ class Bars:
                 self._drawn = self._clock()
                 numbers = f"loss {event.loss:.3f}  {self._metrics}"
                 self._bars.update(self._task, completed=event.step, numbers=numbers)
+            case StageResumed():
+                self._print(f"[dim]  {_resumed(event)}[/]")
             case EpochDone():
                 self._metrics = _metrics(event.metrics)
             case TrainingFinished() if self._task is not None:
@@ -121,6 +124,8 @@ class PlainLines:
                 self._step, self._loss = event.step, event.loss
                 if self._clock() - self._told >= LINE_INTERVAL:
                     self._tell("")
+            case StageResumed():
+                self._write(f"  {_resumed(event)}")
             case EpochDone():
                 self._tell(f"  epoch {event.epoch}  {_metrics(event.metrics)}")
             case StageFinished():
@@ -138,6 +143,10 @@ class PlainLines:
             remaining = (self._told - self._began) / self._step * (self._total - self._step)
             left = f"  {words.seconds(remaining)} left" if remaining >= 1 else ""
         self._write(f"  {self._stage}  step {self._step}{of}  loss {self._loss:.4f}{more.rstrip()}{left}")
+
+
+def _resumed(event: StageResumed) -> str:
+    return f"goes on after step {event.steps}"
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

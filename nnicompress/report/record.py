@@ -75,6 +75,22 @@ class ArtifactRecord(Record):
     baseline_latency: tuple[LatencyRecord, ...] = ()
 
 
+class PhaseMeasurements(Record):
+    """What `evaluate` measures of one phase; see PhaseRecord."""
+
+    accuracy: float | None = None
+    validation: float | None = None
+    latency: tuple[LatencyRecord, ...] = ()
+    peak_memory: int | None = None
+
+
+class Measurements(Record):
+    """All that an `evaluate` stage measured."""
+
+    phases: dict[str, PhaseMeasurements]
+    artifacts: tuple[ArtifactRecord, ...] = ()
+
+
 class LayerRecord(Record):
     """One width of the network (the channels of the layers that share it), or one tensor, before and after."""
 
@@ -116,6 +132,9 @@ class StageRecord(Record):
 
     name: str
     seconds: float
+    """The last process's share, where a stage was continued after a kill."""
+    reused: bool = False
+    """Whether an earlier run's result was taken, because nothing that it depends on has changed."""
     facts: dict[str, Any] = {}
 
 

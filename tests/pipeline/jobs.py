@@ -54,6 +54,7 @@ def make_job(
     seed: int = 0,
     smoke: bool = False,
     loss: Callable[[Any, Any], Any] | None = None,
+    save_every: int = 100,
 ) -> Job:
     """A job on digits with a ResNet-20 of width 8, as the factory would build it from a recipe."""
     digits = Digits(batch_size=64)
@@ -93,4 +94,5 @@ def make_job(
         runtime=RuntimeSettings(device="cpu", threads=1),
         expected=ExpectedSettings.model_validate(expected or {}),
         smoke=smoke,
+        save_every=save_every,
     )

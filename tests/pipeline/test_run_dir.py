@@ -64,7 +64,7 @@ def test_starting_over_removes_all_earlier_results_and_nothing_else(tmp_path: Pa
         (tmp_path / "report.json").write_text("{}")
         (tmp_path / "model").mkdir()
         (tmp_path / "my-notes.txt").write_text("keep me")
-    with pytest.raises(JobError), open_run(tmp_path):
+    with pytest.raises(JobError), open_run(tmp_path, fresh=True):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "my-notes.txt", "status.json"]
         raise JobError("early")
     assert read_status(tmp_path).state == "failed"

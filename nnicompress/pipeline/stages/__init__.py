@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from nnicompress.pipeline.context import Stages
+from nnicompress.pipeline.context import Stage, Stages
 from nnicompress.pipeline.stages import evaluate, export, prune, shrink, start, train
 
 RUNNERS: Stages = MappingProxyType(
     {
-        "train": train.run,
-        "start": start.run,
-        "prune": prune.run,
-        "shrink": shrink.run,
-        "finetune": train.finetune,
-        "export": export.run,
-        "evaluate": evaluate.run,
+        "train": Stage(train.run, train.restore),
+        "start": Stage(start.run, start.restore),
+        "prune": Stage(prune.run, prune.restore),
+        "shrink": Stage(shrink.run, shrink.restore),
+        "finetune": Stage(train.finetune, train.restore_finetuned),
+        "export": Stage(export.run, export.restore),
+        "evaluate": Stage(evaluate.run, evaluate.restore),
     }
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.export.comparison import cpu_copy, on_device
 from nnicompress.export.formats import FORMATS
@@ -12,9 +13,10 @@ from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import EvaluateSettings
 from nnicompress.pipeline.stages.export import EXPORT_BATCH_SIZE
-from nnicompress.report.record import ArtifactRecord, LatencyRecord
+from nnicompress.report.record import ArtifactRecord, LatencyRecord, Measurements, PhaseMeasurements
 
 SPLIT = "test"
+MEASURED = "measured.json"
 
 
 def run(context: Context, plan: StagePlan) -> Facts:
@@ -37,7 +39,30 @@ def run(context: Context, plan: StagePlan) -> Facts:
             phase.peak_memory = peak_memory(phase.model, inputs)
     for name in context.exported:
         context.artifacts.append(_measure_artifact(context, evaluator, settings, name))
+    measured = Measurements(
+        phases={
+            phase.name: PhaseMeasurements(
+                accuracy=phase.accuracy,
+                validation=phase.validation,
+                latency=phase.latency,
+                peak_memory=phase.peak_memory,
+            )
+            for phase in context.phases
+        },
+        artifacts=tuple(context.artifacts),
+    )
+    (context.folder / MEASURED).write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return {"split": SPLIT, "batch_sizes": list(_batch_sizes(context, settings))}
+
+
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The measurements as they were taken."""
+    measured = Measurements.model_validate_json((context.folder / MEASURED).read_text(encoding="utf-8"))
+    for phase in context.phases:
+        own = measured.phases[phase.name]
+        phase.accuracy, phase.validation = own.accuracy, own.validation
+        phase.latency, phase.peak_memory = own.latency, own.peak_memory
+    context.artifacts.extend(measured.artifacts)
 
 
 def _batch_sizes(context: Context, settings: EvaluateSettings) -> tuple[int, ...]:
@@ -71,6 +96,7 @@ def _measure_artifact(context: Context, evaluator: Evaluator, settings: Evaluate
     for model in (served, reference):
         with evaluator.bound(model):
             accuracies.append(evaluator.evaluate(SPLIT)["default"])
+    compare_metric(accuracies[0], context, settings, file=form.file, runtime=form.runtime)
     latency: tuple[LatencyRecord, ...] = ()
     baseline_latency: tuple[LatencyRecord, ...] = ()
     for size in _batch_sizes(context, settings):
@@ -93,6 +119,18 @@ def _measure_artifact(context: Context, evaluator: Evaluator, settings: Evaluate
         baseline_accuracy=accuracies[1],
         latency=latency,
         baseline_latency=baseline_latency,
+    )
+
+
+def compare_metric(served: float, context: Context, settings: EvaluateSettings, *, file: str, runtime: str) -> None:
+    """Raise a JobError where the metric of an exported file is too far from that of the model it was made of."""
+    eager, bound = context.phases[-1].accuracy, settings.max_accuracy_difference
+    # A NaN compares False with everything, and must not pass.
+    if bound is None or eager is None or served == eager or abs(served - eager) <= bound:
+        return
+    raise JobError(
+        f"{file}: {context.job.metric} is {served:.4g} in {runtime} and {eager:.4g} in PyTorch; they differ by "
+        f"{abs(served - eager):.2g}, more than stages.evaluate.max_accuracy_difference ({bound:g})"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nnicompress.export.comparison import compare_outputs, cpu_copy, on_device
 from nnicompress.export.formats import FORMATS
+from nnicompress.export.inference import write_inference_files
 from nnicompress.export.plain import FOLDER, save_plain
 from nnicompress.pipeline.context import Context, Exported, Facts
 from nnicompress.pipeline.job import StagePlan
@@ -43,4 +44,18 @@ def write_plain(context: Context, plan: StagePlan) -> None:
         example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
     job, folder = context.job, context.folder / f".{FOLDER}.partial"
     save_plain(cpu_copy(context.model), job.build_model, job.resolved_config["model"], example, folder)
+    write_inference_files(job.data, folder)
     context.run.publish(folder, FOLDER)
+
+
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The files as they lie in the run's folder, loaded again."""
+    assert isinstance(plan.settings, ExportSettings)
+    model = cpu_copy(context.model)
+    evaluator = plan.build_evaluator(context.listener)
+    with evaluator.bound(context.model):
+        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    for name in plan.settings.formats:
+        file = context.run.path / FORMATS[name].file
+        loaded = FORMATS[name].load(file, model, example).eval()
+        context.exported[name] = Exported(file, loaded, facts[name]["max_relative_difference"])

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.resumable import ResumableStage
 from nnicompress.pipeline.smoke import NUM_BATCHES
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.pruning.storage import load_pruning, save_pruning
 
 
 def run(context: Context, plan: StagePlan) -> Facts:
     """Run the pruner; afterwards the model is masked and the masks stay in force until `shrink`."""
     assert plan.pruner is not None, "a prune stage without a pruner"
     settings = _brief(plan.pruner) if context.job.smoke else plan.pruner
-    evaluator = plan.build_evaluator(context.listener)
-    result = Pruner(settings, evaluator, context.listener).compress(context.model)
+    stage = ResumableStage(context, plan, lambda: pruner.state_dict())
+    pruner = Pruner(settings, stage.evaluator, context.listener)
+    state = stage.go_on()
+    if state is not None:
+        pruner.load_state_dict(state)
+    with stage.saving():
+        result = pruner.compress(context.model)
     result.masks.apply(context.model)
+    save_pruning(result, context.folder)
     context.pruning, context.masked = result, True
     context.add_phase("pruned", "pruned (masked)")
     return {
@@ -26,6 +34,12 @@ def run(context: Context, plan: StagePlan) -> Facts:
             for unit, total in result.totals.items()
         },
     }
+
+
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The masked weights, and what was removed."""
+    context.pruning, context.masked = load_pruning(context.folder), True
+    context.restore_phase("pruned", "pruned (masked)")
 
 
 def _brief(settings: PrunerSettings) -> PrunerSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import ShrinkSettings
 from nnicompress.shrink.batch_norm import recalibrate_batch_norm
-from nnicompress.shrink.proof import prove
+from nnicompress.shrink.proof import Proof, prove
 from nnicompress.shrink.surgery import shrink
 
 PROOF_BATCH_SIZES = (2, 3)
@@ -45,11 +46,17 @@ def run(context: Context, plan: StagePlan) -> Facts:
     recalibrated = recalibrate_batch_norm(compact, training_inputs(context, count)) if count else 0
     context.model, context.masked = compact, False
     context.add_phase("shrunk", "shrunk")
-    return {
-        "proof_seconds": context.proof.seconds,
-        "max_relative_difference": context.proof.max_relative_difference,
-        "recalibrated_batches": recalibrated,
-    }
+    return {"proof": asdict(context.proof), "recalibrated_batches": recalibrated}
+
+
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The same surgery, filled with the weights that it left; what was proved then holds for them."""
+    pruning = context.pruning
+    assert pruning is not None and pruning.groups is not None
+    context.model, context.masked = shrink(context.model, pruning.groups, pruning.removal), False
+    proof = facts["proof"]
+    context.proof = Proof(**{**proof, "batch_sizes": tuple(proof["batch_sizes"])})
+    context.restore_phase("shrunk", "shrunk")
 
 
 def training_inputs(context: Context, count: int) -> Iterator[ModelInput]:

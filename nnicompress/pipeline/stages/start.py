@@ -27,6 +27,11 @@ def run(context: Context, plan: StagePlan) -> Facts:
     return {"checkpoint": str(path)}
 
 
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The weights as they were loaded."""
+    context.restore_phase("baseline", "baseline")
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a state_dict, or a checkpoint that keeps one under `state_dict` or `model`.
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.resumable import ResumableStage
 from nnicompress.pipeline.settings import TrainSettings
 from nnicompress.pipeline.smoke import NUM_BATCHES
 
@@ -20,17 +21,34 @@ def run(context: Context, plan: StagePlan) -> Facts:
 def finetune(context: Context, plan: StagePlan) -> Facts:
     """Train what earlier stages left of the model."""
     facts = train(context, plan)
-    context.add_phase("finetuned", "fine-tuned (masked)" if context.masked else "fine-tuned")
+    context.add_phase("finetuned", _finetuned(context))
     return facts
+
+
+def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The trained weights."""
+    context.restore_phase("baseline", "baseline")
+
+
+def restore_finetuned(context: Context, plan: StagePlan, facts: Facts) -> None:
+    """The fine-tuned weights."""
+    context.restore_phase("finetuned", _finetuned(context))
+
+
+def _finetuned(context: Context) -> str:
+    return "fine-tuned (masked)" if context.masked else "fine-tuned"
 
 
 def train(context: Context, plan: StagePlan) -> Facts:
     """Run the stage's own evaluator for as long as its settings say."""
     settings = plan.settings
     assert isinstance(settings, TrainSettings)
-    evaluator = plan.build_evaluator(context.listener)
+    stage = ResumableStage(context, plan)
+    evaluator = stage.evaluator
     evaluator.require("train", by=plan.name, why="it trains the model")
+    stage.go_on()
     with ExitStack() as stack:
+        stack.enter_context(stage.saving())
         stack.enter_context(evaluator.bound(context.model))
         if context.masked:
             assert context.pruning is not None

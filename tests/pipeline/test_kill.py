@@ -1,0 +1,204 @@
+"""Real processes, really killed: the same command goes on, repeats little, and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nnicompress
+from nnicompress.report.record import Report
+
+REPOSITORY = Path(nnicompress.__file__).resolve().parents[1]
+SAVE_EVERY = 10
+MODULE = """
+import os
+from torch import nn
+
+def step(batch, model):
+    images, labels = batch
+    loss = nn.functional.cross_entropy(model(images), labels)
+    if loss.requires_grad:
+        with open(os.environ["STEPS"], "a") as log:
+            log.write("step\\n")
+    return loss
+"""
+RECIPE = f"""\
+# Everything that can be killed: training, a gradual pruner, shrink, fine-tuning, export
+defaults:
+  - override /model: resnet20
+  - override /data: digits
+  - override /optimizer: sgd
+  - override /scheduler: onecycle
+  - override /compressor: l1
+model: {{width: 8}}
+evaluator: {{training_step: counted.step}}
+save_every: {SAVE_EVERY}
+compressor:
+  schedule: {{name: agp, total_times: 3, interval_steps: 60}}
+  targets: {{convs: {{op_types: [Conv2d], sparse_ratio: 0.4}}}}
+stages:
+  train: {{max_epochs: 12}}
+  prune: {{}}
+  shrink: {{recalibrate_batches: 2}}
+  finetune: {{max_epochs: 8}}
+  export: {{formats: [pt2]}}
+  evaluate: {{repeats: 3, seconds: 0.05, memory: false}}
+"""
+TRAINING = f"""\
+# A training alone
+defaults:
+  - override /model: resnet20
+  - override /data: digits
+  - override /optimizer: sgd
+  - override /scheduler: onecycle
+model: {{width: 8}}
+evaluator: {{training_step: counted.step}}
+save_every: {SAVE_EVERY}
+stages:
+  train: {{max_epochs: 12}}
+"""
+STEPS = 12 * 20 + 2 * 60 + 8 * 20
+COMMAND = [sys.executable, "-m", "nnicompress", "run"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "counted.py").write_text(MODULE)
+    (tmp_path / "killed.yaml").write_text(RECIPE)
+    (tmp_path / "training.yaml").write_text(TRAINING)
+    return tmp_path
+
+
+def start(folder: Path, run: str, recipe: str = "killed.yaml") -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "STEPS": str(folder / f"{run}.steps"),
+    }
+    return subprocess.Popen(
+        [*COMMAND, recipe, f"run_dir={run}"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return errors
+
+
+def status(run: Path) -> dict[str, object]:
+    try:
+        content: dict[str, object] = json.loads((run / "status.json").read_text())
+    except FileNotFoundError:
+        return {"state": "none", "stage": ""}
+    return content
+
+
+def steps_of(folder: Path, run: str) -> int:
+    return len((folder / f"{run}.steps").read_text().splitlines())
+
+
+def assert_same_result(one: Path, other: Path) -> None:
+    """Weights, masks and metrics, bit for bit."""
+    files = sorted(path.relative_to(one) for path in one.glob("stages/*/*.safetensors"))
+    assert len(files) == 5 and files == sorted(path.relative_to(other) for path in other.glob("stages/*/*.safetensors"))
+    for file in files:
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys(), file
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
+    a, b = Report.load(one), Report.load(other)
+    assert [(p.name, p.accuracy, p.validation) for p in a.phases] == [
+        (p.name, p.accuracy, p.validation) for p in b.phases
+    ]
+    assert a.curves == b.curves and a.layers == b.layers
+    assert [x.accuracy for x in a.artifacts] == [x.accuracy for x in b.artifacts]
+
+
+def kill_points(count: int, seed: int) -> Iterator[tuple[str, float]]:
+    """Stage and seconds after its beginning: training stages more often, late moments too."""
+    draw = random.Random(seed)
+    lengths = {"train": 1.5, "prune": 1.5, "shrink": 0.3, "finetune": 1.5, "export": 1.0}
+    stages = sorted([name for name in lengths for _ in range(count // len(lengths))], key=list(lengths).index)
+    for stage in stages:
+        yield stage, draw.uniform(0, lengths[stage])
+
+
+def kill_at(folder: Path, run: str, stage: str, delay: float) -> str | None:
+    """Start the run, kill it `delay` seconds into `stage`; the stage it was in, None where it was done before."""
+    process = start(folder, run)
+    mine = {"state": "running", "stage": stage, "pid": process.pid}
+    while process.poll() is None and not mine.items() <= status(folder / run).items():
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    finish_code = process.wait(60)
+    if process.stderr is not None:
+        process.stderr.close()
+    return str(status(folder / run)["stage"]) if finish_code == -signal.SIGKILL else None
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(folder: Path) -> None:
+    finish(start(folder, "whole"))
+    assert steps_of(folder, "whole") == STEPS
+    killed = Counter(
+        stage for point in kill_points(20, seed=7) if (stage := kill_at(folder, "killed", *point)) is not None
+    )
+    errors = finish(start(folder, "killed"))
+    assert sum(killed.values()) >= 18 and {"train", "prune", "finetune"} <= killed.keys() and len(killed) >= 4, killed
+    assert_same_result(folder / "whole", folder / "killed")
+    # A training repeats at most one save interval a kill, and has not started over: that would be hundreds of steps.
+    trained = sum(killed[name] for name in ("train", "prune", "finetune"))
+    assert STEPS <= steps_of(folder, "killed") <= STEPS + SAVE_EVERY * trained
+    assert "train: reused" in errors
+
+
+def test_a_killed_training_goes_on_where_it_was_saved_and_not_from_its_beginning(folder: Path) -> None:
+    process = start(folder, "killed", "training.yaml")
+    while process.poll() is None and not (folder / "killed/stages/.01_train.partial/progress.pt").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = steps_of(folder, "killed")
+    assert SAVE_EVERY <= before < 12 * 20, "it was killed inside the training"
+    errors = finish(start(folder, "killed", "training.yaml"))
+    saved = int(errors.partition("goes on after step ")[2].split()[0])
+    assert before - SAVE_EVERY <= saved <= before and saved % SAVE_EVERY == 0
+    assert 12 * 20 <= steps_of(folder, "killed") <= 12 * 20 + SAVE_EVERY
+    finish(start(folder, "whole", "training.yaml"))
+    one, other = (load_file(folder / run / "stages/01_train/model.safetensors") for run in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
+    process = start(folder, "run", "training.yaml")
+    while process.poll() is None and not (folder / "run.steps").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    errors = finish(process, 130)
+    last = errors.splitlines()[-1]
+    assert last == "interrupted in stage 'train'; run the same command again: it goes on from the last saved state"
+    assert (status(folder / "run")["state"], status(folder / "run")["stage"]) == ("interrupted", "train")
+    done = steps_of(folder, "run")
+    again = start(folder, "run", "training.yaml")
+    assert f"goes on after step {done}\n" in finish(again), "not a step is repeated"
+    assert steps_of(folder, "run") == 12 * 20
