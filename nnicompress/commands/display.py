@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from nnicompress.report.record import Report
 
 
-def run_and_print(config: DictConfig, *, smoke: bool) -> Report:
+def run_and_print(config: DictConfig, *, smoke: bool, fresh: bool = False, explain: bool = False) -> Report:
     """Run a composed and checked config with its progress on the terminal, then print the report."""
+    report = run_with_progress(config, smoke=smoke, fresh=fresh, explain=explain)
+    print_report(report)
+    return report
+
+
+def run_with_progress(config: DictConfig, *, smoke: bool, fresh: bool = False, explain: bool = False) -> Report:
+    """Run a composed and checked config with its progress on the terminal."""
     from nnicompress.report.progress import progress
 
     with progress() as listener:
-        report = run_config(config, smoke=smoke, listener=listener)
-    print_report(report)
-    return report
+        return run_config(config, smoke=smoke, fresh=fresh, explain=explain, listener=listener)
 
 
 def print_report(report: Report) -> None:
