@@ -32,7 +32,8 @@ class FinishedStage(Record):
     @property
     def published(self) -> list[str]:
         """Names of the files and folders that it put into the run's folder."""
-        return [name.removeprefix(PUBLISHED) for name in self.files if name.startswith(PUBLISHED)]
+        paths = [name.removeprefix(PUBLISHED) for name in self.files if name.startswith(PUBLISHED)]
+        return list(dict.fromkeys(path.partition("/")[0] for path in paths))
 
 
 def read_finished(folder: Path) -> FinishedStage | None:
@@ -47,9 +48,15 @@ def read_finished(folder: Path) -> FinishedStage | None:
 
 
 def digests(run: Path, stage: Path, published: list[str]) -> dict[str, str]:
-    """The digests of what a stage left in its folder `stage` (still a temporary one) and published in the run's."""
+    """The digests of what a stage left in its folder `stage` (still a temporary one) and published in the run's.
+
+    Of a published folder each file has its own: what others add to it (a model card, a cache) changes nothing.
+    """
     files = {file.name: file_digest(file) for file in sorted(stage.iterdir()) if file.name not in (FILE, PROGRESS)}
-    return {**files, **{f"{PUBLISHED}{name}": file_digest(run / name) for name in published}}
+    for name in published:
+        inside = sorted((run / name).rglob("*")) if (run / name).is_dir() else [run / name]
+        files |= {f"{PUBLISHED}{f.relative_to(run).as_posix()}": file_digest(f) for f in inside if f.is_file()}
+    return files
 
 
 def reason_to_run(folder: Path, found: FinishedStage | None, parts: Parts) -> str | None:

@@ -57,12 +57,7 @@ def digest_of(parts: Parts) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, or of all files below a folder with their names."""
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()} {file_digest(file)}\n".encode())
-        return digest.hexdigest()
+    """SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -241,7 +241,7 @@ def _published_by(stage: Path) -> list[str]:
         files = json.loads((stage / "record.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return []
-    return [name for path in files if (name := path.removeprefix("../../")) in EXPORTS and name != path]
+    return [path.split("/")[2] for path in files if path.startswith("../../")]
 
 
 def _keep_only(folder: Path, name: str) -> None:
