@@ -58,7 +58,8 @@ def run_config(
 
     if smoke:
         apart_from_results(config)
-    return run_job(build_job(config, smoke=smoke), listener, fresh=fresh, explain=explain)
+    # Whoever asks for a smoke run wants to see every stage work, not that it once did.
+    return run_job(build_job(config, smoke=smoke), listener, fresh=fresh or smoke, explain=explain)
 
 
 def existing_folder(config_dir: str | Path | None) -> Path | None:

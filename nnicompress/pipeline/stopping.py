@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,16 @@ class Stop:
     def __init__(self) -> None:
         self.armed = False
         self.requested: int | None = None
+        self._process = os.getpid()
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """The signal handler."""
+        if os.getpid() != self._process:
+            # A data loading worker has inherited it. A terminal's Ctrl-C reaches the workers too, and the step in
+            # progress needs them; the run itself ends them, by SIGTERM.
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+            return
         first, self.requested = self.requested is None, signum
         if not (self.armed and first):
             self.now()

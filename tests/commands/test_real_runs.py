@@ -48,6 +48,21 @@ def test_a_smoke_run_leaves_the_result_alone(tiny: str) -> None:
     assert Path(report.run_dir, "report.json").read_bytes() == before
 
 
+def test_run_again_reuses_explains_and_starts_over_as_asked(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def words(*options: str) -> list[str]:
+        assert main(["run", tiny, "run_dir=run", *options]) == 0
+        return [line.strip() for line in capsys.readouterr().err.splitlines() if "loss" not in line]
+
+    first = words("--explain")
+    assert "train: runs, because it has not run before" in first and "[1/3] train" in first
+    again = words()
+    assert again == [f"{n}: reused, nothing that it depends on has changed" for n in ("train", "prune", "evaluate")]
+    changed = words("--explain", "compressor.targets.weights.sparse_ratio=0.25")
+    assert changed[0] == "train: reused, nothing that it depends on has changed"
+    assert changed[1] == "prune: runs, because compressor.targets.weights.sparse_ratio was 0.5, is 0.25"
+    assert words("--fresh")[0] == "[1/3] train"
+
+
 def test_wrong_input_raises_before_anything_is_written(tiny: str) -> None:
     with pytest.raises(UserError, match="no folder 'nowhere'"):
         nnicompress.run(tiny, config_dir="nowhere")

@@ -25,6 +25,8 @@ SAVE_EVERY = 10
 MODULE = """
 import os
 from torch import nn
+from torch.utils.data import DataLoader
+from nnicompress.data import digits
 
 def step(batch, model):
     images, labels = batch
@@ -33,6 +35,14 @@ def step(batch, model):
         with open(os.environ["STEPS"], "a") as log:
             log.write("step\\n")
     return loss
+
+
+class Digits(digits.Digits):  # read by processes of their own
+    def train_loader(self, seed):
+        loader = super().train_loader(seed)
+        return DataLoader(
+            loader.dataset, loader.batch_size, sampler=loader.sampler, collate_fn=loader.collate_fn, num_workers=2
+        )
 """
 RECIPE = f"""\
 # Everything that can be killed: training, a gradual pruner, shrink, fine-tuning, export
@@ -95,6 +105,7 @@ def start(folder: Path, run: str, recipe: str = "killed.yaml") -> subprocess.Pop
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -188,12 +199,19 @@ def test_a_killed_training_goes_on_where_it_was_saved_and_not_from_its_beginning
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [False, True])
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, workers: bool) -> None:
+    if workers:
+        text = (folder / "training.yaml").read_text()
+        (folder / "training.yaml").write_text(
+            text + "data: {_target_: counted.Digits, batch_size: 64, num_classes: 10, in_channels: 1, image_size: 8}\n"
+        )
     process = start(folder, "run", "training.yaml")
     while process.poll() is None and not (folder / "run.steps").exists():
         time.sleep(0.01)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     errors = finish(process, 130)
     last = errors.splitlines()[-1]
     assert last == "interrupted in stage 'train'; run the same command again: it goes on from the last saved state"
