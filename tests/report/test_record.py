@@ -42,7 +42,7 @@ def test_a_run_without_a_report_says_why(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), open_run(tmp_path) as run:
         run.update(stage="train")
         raise KeyboardInterrupt
-    with pytest.raises(JobError, match="the run is failed in stage 'train': interrupted; it has no report"):
+    with pytest.raises(JobError, match="the run is interrupted in stage 'train'; it has no report; run the same"):
         finished_report(tmp_path)
 
 
