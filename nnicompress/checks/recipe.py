@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from nnicompress.checks.exports import as_call, asked_formats, exports
 from nnicompress.checks.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
@@ -18,17 +19,20 @@ from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unk
 from nnicompress.config.schema import RecipeSettings, examine
 from nnicompress.data.roles import Data
 from nnicompress.errors import ConfigError, InputErrors, UserError
+from nnicompress.evaluators.contract import ModelInput
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
-from nnicompress.export.formats import FORMATS
+from nnicompress.export.inference import inference_facts
 from nnicompress.factory import EvaluatorFactory, built
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
-from nnicompress.pipeline.settings import ExportSettings, StartSettings
+from nnicompress.pipeline.settings import StartSettings
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
 from nnicompress.pruning.targets import select
+from nnicompress.report.loggers import require_packages
+from nnicompress.shrink.description import storable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +84,8 @@ def check(cfg: DictConfig, origin: Origin | None = None) -> CheckReport:
     """Check a composed recipe completely, without training and without writing anything.
 
     Keys and types; every `_target_` with its arguments; the model, the data, optimizers and schedulers are built, and
-    one small batch goes through model, loss and metric; selectors, compressors' needs, checkpoint and device.
+    one small batch goes through model, loss and metric, and the model through the exporters; selectors, compressors'
+    needs, checkpoint and device.
 
     Raises:
         InputErrors: all that is wrong. What an earlier mistake hides (selectors of a model that can't be built) is
@@ -132,6 +137,7 @@ class _Check:
             self.formats(settings)
             if data is not None:
                 self.needs(settings, data)
+                self.attempt("data", inference_facts, data)
                 if model is not None:
                     self.one_batch(settings, model, data)
         if self.errors:
@@ -227,12 +233,17 @@ class _Check:
                     self.attempt(key, load_weights, model, weights)
 
     def formats(self, settings: RecipeSettings) -> None:
-        """The packages of each export format are installed."""
-        for stage in settings.stages:
-            if isinstance(export := stage.settings, ExportSettings):
-                own = "formats" in self.resolved.values["stages"][stage.name]
-                for name in export.formats:
-                    self.attempt(f"stages.{stage.name}.formats" if own else "export.formats", FORMATS[name].require)
+        """The packages of each export format and of each logger are installed."""
+        for key, form in asked_formats(settings, self.resolved):
+            self.attempt(key, form.require)
+        self.attempt("logging", require_packages, settings.head.logging)
+
+    def exports(self, settings: RecipeSettings, model: nn.Module, inputs: ModelInput) -> None:
+        """The model can be written in each format, and its inputs beside it."""
+        self.attempt("data", storable, inputs)
+        if not self.errors:
+            for key, form in asked_formats(settings, self.resolved):
+                self.attempt(key, exports, form, model, inputs)
 
     def needs(self, settings: RecipeSettings, data: Data) -> None:
         """The evaluator can serve what each stage asks of it, and shrink has something to remove."""
@@ -263,7 +274,7 @@ class _Check:
                     self.fail(f"{who} needs it, or your own {function}, {why}", f"evaluator.{missing}")
 
     def one_batch(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
-        """Two samples go through the model, the loss and the metric, unless the user's own code does that."""
+        """Two samples go through model, loss, metric and exporters, unless the user's own code calls the model."""
         functions, blueprint = self.blueprint.functions, self.blueprint
         if "training_func" in functions or "training_step" in functions or self.errors:
             return
@@ -280,6 +291,8 @@ class _Check:
                 called = self.attempt(f"evaluator.{name}", built, traced, f"evaluator.{name}")
                 if called is not None:
                     self.attempt(f"evaluator.{name}", on_first_batch, called, outputs, targets)
+        if not self.errors:
+            self.exports(settings, model, as_call(inputs))
 
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))

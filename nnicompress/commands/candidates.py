@@ -13,14 +13,21 @@ from nnicompress.paths import find_groups, find_recipes
 
 _RECIPE_OPTIONS = ("--config-dir", "--trust", "--traceback", "--help")
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "run": (*_RECIPE_OPTIONS, "--smoke", "--multirun", "--cfg", "--resolve", "--info"),
+    "run": (*_RECIPE_OPTIONS, "--smoke", "--fresh", "--explain", "--multirun", "--cfg", "--resolve", "--info"),
     "check": _RECIPE_OPTIONS,
     "reproduce": _RECIPE_OPTIONS,
     "ls": ("--config-dir", "--help"),
     "show": ("--help",),
+    "doctor": ("--input", "--model", "--kind", "--trust", "--traceback", "--help"),
+    "export": ("--format", "--output", "--trust", "--help"),
     "completion": ("--help",),
 }
-_AFTER_OPTION = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+_AFTER_OPTION = {
+    "--kind": ("evaluator", "importance", "model", "compressor"),
+    "--format": ("pt2", "onnx"),
+    "--cfg": ("job", "hydra", "all"),
+    "-c": ("job", "hydra", "all"),
+}
 
 
 def candidates(line: str) -> list[str]:
@@ -41,15 +48,15 @@ def candidates(line: str) -> list[str]:
         return _starting(word, _AFTER_OPTION[previous])
     if word.startswith("-"):
         return _starting(word, sorted(_OPTIONS[command]))
-    if command in ("ls", "show", "completion"):
+    if command in ("ls", "show", "export", "completion"):
         return _starting(word, _positional(command))
-    return _override(word, words[2:])
+    return [] if command == "doctor" else _override(word, words[2:])  # its words are names of the user's own code
 
 
 def _positional(command: str) -> list[str]:
     if command == "ls":
         return ["recipe", *find_groups()]
-    if command == "show":
+    if command in ("show", "export"):
         return sorted(report.parent.as_posix() for report in Path("runs").glob("*/report.json"))
     return ["bash"]
 

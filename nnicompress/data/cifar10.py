@@ -26,6 +26,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 RECORD = 1 + 3 * 32 * 32
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of the training pixels scaled to [0, 1]."""
 
@@ -60,6 +61,8 @@ class CIFAR10:
         self.batch_size, self.augment, self.drop_last = batch_size, augment, drop_last
         self.validation_fraction = validation_fraction
         self.num_classes, self.input_shape = num_classes, (in_channels, image_size, image_size)
+        self.class_names = CLASS_NAMES
+        self.preprocessing = {"pixels": "8-bit RGB, 0 to 255", "divide_by": 255.0, "mean": list(MEAN), "std": list(STD)}
         self.folder = find_folder(Path(root).expanduser())
 
     def train_loader(self, seed: int) -> Loader:

@@ -63,6 +63,8 @@ class Digits:
             check_fact(key, given, actual, "the digits have")
         self.batch_size, self.shift, self.drop_last = batch_size, shift, drop_last
         self.num_classes, self.input_shape = num_classes, (in_channels, image_size, image_size)
+        self.class_names = tuple(map(str, range(10)))
+        self.preprocessing = {"pixels": "8-bit grey, 0 to 16", "divide_by": 16.0, "mean": [MEAN], "std": [STD]}
         with np.load(FILE, allow_pickle=False) as file:
             # Reshaped, not indexed with None: torch would read the new dimension's stride as a channels-last layout,
             # with which oneDNN corrupts memory in convolutions of fewer than 8 channels (torch 2.13).

@@ -67,6 +67,15 @@ class ImageFolder:
         train = self._folder(train_folder, "train")
         self.classes = class_names(train)
         check_fact("num_classes", num_classes, len(self.classes), f"the number of folders in {str(train)!r} is")
+        self.class_names = tuple(self.classes)
+        self.preprocessing = {
+            "pixels": f"8-bit {'RGB' if in_channels == 3 else 'grey'}, 0 to 255",
+            "resize": {"short_side": self.resize, "interpolation": "bilinear"},
+            "crop": {"centre": image_size},
+            "divide_by": 255.0,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
         self.samples = {"train": list_samples(train, self.classes)}
         if validation_fraction is None:
             validation = self._folder(validation_folder, "validation", "val")

@@ -33,7 +33,11 @@ MAX_DRAW = 2**62
 
 @runtime_checkable
 class Data(Protocol):
-    """What the `data` of a recipe is; a user's own class needs these members and no registration."""
+    """What the `data` of a recipe is; a user's own class needs these members and no registration.
+
+    Three more are optional, and written into `model/` for whoever serves it: `preprocessing`, a mapping of plain values
+    (`mean`, `std`, `divide_by` ...); `class_names`, a text for each class; `tokenizer`, which has `save_pretrained`.
+    """
 
     num_classes: int
     input_shape: tuple[int, ...]

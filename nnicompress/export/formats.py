@@ -17,8 +17,9 @@ from nnicompress.export import onnx, program
 class Format:
     """One file format.
 
-    `export(model, inputs, path)` writes it, `load(path, model, inputs)` runs it as a module (`model` and `inputs` tell
-    the structure of the outputs), `tolerance` bounds the relative difference of their outputs.
+    `export(model, inputs, path)` writes it, `attempt(model, inputs)` finds out whether that would work, `load(path,
+    model, inputs)` runs it as a module (`model` and `inputs` tell the structure of the outputs), `tolerance` bounds the
+    relative difference of their outputs.
     """
 
     file: str
@@ -26,6 +27,7 @@ class Format:
     tolerance: float
     require: Callable[[], None]
     export: Callable[[nn.Module, ModelInput, Path], None]
+    attempt: Callable[[nn.Module, ModelInput], None]
     load: Callable[[Path, nn.Module, ModelInput], nn.Module]
 
 
@@ -41,6 +43,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             tolerance=program.TOLERANCE,
             require=_nothing,
             export=program.export_program,
+            attempt=program.try_program,
             load=lambda path, model, inputs: program.ProgramModel(path),
         ),
         "onnx": Format(
@@ -49,6 +52,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             tolerance=onnx.TOLERANCE,
             require=onnx.require_packages,
             export=onnx.export_onnx,
+            attempt=onnx.try_onnx,
             load=lambda path, model, inputs: onnx.OnnxModel(path, onnx.output_structure(model, inputs)),
         ),
     }

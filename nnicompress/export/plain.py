@@ -1,23 +1,26 @@
-"""`model/`: the compact model for Python, as safetensors and a description; written here and loaded again."""
+"""`model/`: the compact model for Python, with a loader that needs no nnicompress; written here and loaded again."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nnicompress.errors import UserError
+from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export import standalone
+from nnicompress.export.build_node import without_us
 from nnicompress.shrink import description
 from nnicompress.trace import Traced
 
-FOLDER = "model"
+FOLDER, LOADER = "model", "load.py"
 
 
 def save_plain(model: nn.Module, build: Traced, recipe: Mapping[str, Any], example: ModelInput, folder: Path) -> None:
-    """Write `model` (on the CPU) into `folder`, and check what was written by loading it.
+    """Write `model` (on the CPU) and its loader into `folder`, and check what was written by loading it.
 
     `build` makes the model as it was before compression, `recipe` is the same as plain values (a `_target_` and its
     arguments), `example` a real input.
@@ -25,8 +28,16 @@ def save_plain(model: nn.Module, build: Traced, recipe: Mapping[str, Any], examp
     Raises:
         JobError: the model as loaded does not give the outputs of the model that was saved.
     """
-    description.save(model, build.build(), recipe, example, folder)
-    description.load(folder, lambda node: build.build())
+    fresh = build.build()
+    node, files = without_us(recipe, fresh)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in [(Path(standalone.__file__), LOADER), *((file, file.name) for file in files)]:
+        shutil.copyfile(source, folder / name)
+    description.save(model, fresh, recipe, example, folder, node)
+    try:
+        standalone.load(folder)
+    except standalone.LoadError as error:
+        raise JobError(str(error)) from error
 
 
 def load(run: str | Path, *, trust: Iterable[str] = ()) -> nn.Module:
@@ -59,5 +70,7 @@ def _build(node: Any) -> Any:
         return [_build(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    values = {name: _build(value) for name, value in node.items() if name != "_target_"}
-    return resolve(node["_target_"], key="model._target_")(**values) if "_target_" in node else values
+    values = {name: _build(value) for name, value in node.items() if name not in ("_target_", "_args_")}
+    if "_target_" not in node:
+        return values
+    return resolve(node["_target_"], key="model._target_")(*_build(node.get("_args_", [])), **values)

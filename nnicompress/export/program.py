@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_leaves
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export.exporters import quiet, reason
 
 TOLERANCE = 1e-4
 
@@ -24,16 +26,32 @@ def export_program(model: nn.Module, inputs: ModelInput, path: Path) -> None:
     Raises:
         JobError: the forward can't be exported, or fixes its batch size.
     """
+    # Through memory: torch's own writer ends the whole process when a disk is full.
+    content = io.BytesIO()
+    torch.export.save(capture_program(model, inputs), content)
+    path.write_bytes(content.getbuffer())
+
+
+def try_program(model: nn.Module, inputs: ModelInput) -> None:
+    """Raise the JobError that `export_program` would raise."""
+    capture_program(model, inputs)
+
+
+def capture_program(model: nn.Module, inputs: ModelInput) -> ExportedProgram:
+    """The exported program of `model`, without writing it.
+
+    Raises:
+        JobError: as `export_program`.
+    """
     args, kwargs = inputs
     try:
-        with torch.no_grad():
-            program = torch.export.export(
-                model, args, kwargs, dynamic_shapes=batch_dimension(model, inputs), strict=False
-            )
-        torch.export.save(program, path)
+        with torch.no_grad(), quiet():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=batch_dimension(model, inputs), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise JobError(f"pt2: {type(model).__name__} can't be exported with a dynamic batch: {reason}") from error
+        why = reason(error)
+        raise JobError(
+            f"{type(model).__name__} can't be exported by torch.export with a dynamic batch: {why}"
+        ) from error
 
 
 def batch_dimension(model: nn.Module, inputs: ModelInput) -> Any:

@@ -30,12 +30,13 @@ class ResumableStage:
 
     def __call__(self, event: Event) -> None:
         """Hear an event of the evaluator: the state is consistent when a step is done."""
-        self.context.listener(event)
-        if not isinstance(event, StepDone) or not self.able:
-            return
-        self.steps += 1
         stop = self.context.stop
+        if not isinstance(event, StepDone) or not self.able:
+            self.context.listener(event)
+            return
         stop.armed = True
+        self.context.listener(event)
+        self.steps += 1
         if stop.requested is not None:
             self.save()
             stop.now()

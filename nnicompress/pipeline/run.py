@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 
 from nnicompress.events import Event, Listener, Note, StageFinished, StageStarted, silent
+from nnicompress.export.card import write_model_card
 from nnicompress.export.plain import FOLDER
 from nnicompress.pipeline.assemble import assemble
 from nnicompress.pipeline.checkpoint import Checkpoint
@@ -61,6 +62,7 @@ def run_job(job: Job, listener: Listener = silent, *, fresh: bool = False, expla
         stages = _Stages(context, explain=explain).run_all()
         report = assemble(context, stages, curves, started)
         write_html(report, run.path / "report.html")
+        write_model_card(report, run.path / FOLDER)
         report.save(run.path / REPORT_FILE)
         conclude_manifest(run.path, report)
     return report

@@ -30,6 +30,8 @@ STATUS_FILE = "status.json"
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 PROGRESS = "progress.pt"
+CARD = "README.md"
+"""In `model/`, made of the report."""
 # What a run owns in its folder: all of it is removed when the run starts over, and nothing else is touched.
 REPORTS = ("report.json", "report.html")
 EXPORTS = ("model", "model.pt2", "model.onnx")
@@ -100,10 +102,8 @@ def finished_report(run: str | Path) -> Report:
     status = read_status(path) if path.is_dir() else None
     if status is not None and status.state != "done":
         at = f" in stage {status.stage!r}" if status.stage else ""
-        why = f": {status.error}" if status.error else ""
-        raise JobError(
-            f"{path}: the run is {status.state}{at}{why}; it has no report; the same command goes on with it"
-        )
+        why = f": {status.error}" if status.error and status.state == "failed" else ""
+        raise JobError(f"{path}: the run is {status.state}{at}{why}; it has no report; run the same command again")
     return Report.load(path)
 
 
@@ -167,7 +167,7 @@ class RunFolder:
                 kept += _published_by(folder)
             elif number > index or not folder.name.startswith("."):
                 remove_whole(folder)
-        for name in (*REPORTS, *EXPORTS):
+        for name in (*REPORTS, f"model/{CARD}", *EXPORTS):
             if name not in kept:
                 remove_whole(self.path / name)
 

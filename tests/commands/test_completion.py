@@ -26,6 +26,7 @@ from nnicompress.paths import find_groups, find_recipes
         ("nnicompress check taylorfo_", ["taylorfo_resnet"]),
         ("nnicompress run --cf", ["--cfg"]),
         ("nnicompress run --cfg ", ["job", "hydra", "all"]),
+        ("nnicompress export --format ", ["pt2", "onnx"]),
         ("nnicompress ls ", ["recipe", *find_groups()]),
         ("nnicompress run recipe=taylorfo_resnet see", ["seed="]),
         ("nnicompress run taylorfo_resnet --smoke optimizer=ada", ["optimizer=adam", "optimizer=adamw"]),

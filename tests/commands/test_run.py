@@ -35,7 +35,7 @@ class Recorder:
         self.smoke: list[bool] = []
         self.fail: Callable[[DictConfig], None] = lambda config: None
 
-    def __call__(self, config: DictConfig, *, smoke: bool) -> Any:
+    def __call__(self, config: DictConfig, *, smoke: bool, fresh: bool, explain: bool) -> Any:
         self.configs.append(config)
         self.argv.append(sys.argv)
         self.smoke.append(smoke)

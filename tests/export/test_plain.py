@@ -1,6 +1,7 @@
 """`model/`: written, loaded, trained on."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from nnicompress.errors import TrustError, UserError
+from nnicompress.export import standalone
 from nnicompress.export.plain import load, save_plain
 from nnicompress.models.mlp import mlp
 from nnicompress.trace import Traced
@@ -48,3 +50,18 @@ def test_a_description_cannot_name_just_anything(tmp_path: Path) -> None:
     path.write_text(json.dumps(description))
     with pytest.raises(TrustError):
         load(tmp_path)
+
+
+def test_positional_arguments_of_the_recipe_are_passed(tmp_path: Path) -> None:
+    recipe = {"_target_": "nnicompress.models.mlp.mlp", "_args_": [3, 1, 3], "hidden": [5, 4]}
+    build = Traced(mlp, (3, 1, 3), {"hidden": [5, 4]})
+    model = build.build().eval()
+    save_plain(model, build, recipe, ((torch.randn(2, 1, 3, 3),), {}), tmp_path / "model")
+    x = torch.randn(4, 1, 3, 3)
+    assert torch.equal(load(tmp_path)(x), model(x))
+
+
+def test_the_loader_is_the_one_that_was_tested(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert (tmp_path / "model/load.py").read_bytes() == Path(standalone.__file__).read_bytes()
+    assert (tmp_path / "model/mlp.py").read_bytes() == Path(str(sys.modules[mlp.__module__].__file__)).read_bytes()
