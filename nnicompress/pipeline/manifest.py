@@ -17,7 +17,18 @@ from nnicompress.pipeline.run_dir import MANIFEST_FILE, now, write_json, write_w
 from nnicompress.report.record import Report
 
 DIFF_FILE = "code.diff"
-PACKAGES = ("nnicompress", "torch", "numpy", "torchmetrics", "safetensors", "hydra-core", "onnxruntime", "transformers")
+PACKAGES = (
+    "nnicompress",
+    "torch",
+    "numpy",
+    "torchmetrics",
+    "safetensors",
+    "hydra-core",
+    "onnxruntime",
+    "transformers",
+    "torchvision",
+    "timm",
+)
 
 
 def write_manifest(job: Job, folder: Path) -> None:

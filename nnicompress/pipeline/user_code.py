@@ -34,7 +34,8 @@ def user_code(config: Mapping[str, Any]) -> dict[str, str]:
             continue
         found[module.__name__] = module
         for value in list(vars(module).values()):
-            used = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            home = getattr(value, "__module__", None)  # of a class or function: where it was defined
+            used = value if isinstance(value, ModuleType) else sys.modules.get(home) if isinstance(home, str) else None
             if used is not None:
                 waiting.append(used)
     return {name: _digest(Path(str(module.__file__))) for name, module in sorted(found.items())}
