@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "validate a recipe completely, without training",
     "ls": "list recipes and the options of each config group",
     "show": "print a finished run's report again",
+    "compare": "show runs side by side, best first, with what differs in their settings",
     "export": "write a finished run's model in further formats",
     "reproduce": "run a recipe and compare with its expected numbers",
     "doctor": "take your own evaluator, importance, model or compressor through its contract",

@@ -18,6 +18,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "reproduce": _RECIPE_OPTIONS,
     "ls": ("--config-dir", "--help"),
     "show": ("--help",),
+    "compare": ("--html", "--traceback", "--help"),
     "doctor": ("--input", "--model", "--kind", "--trust", "--traceback", "--help"),
     "export": ("--format", "--output", "--trust", "--help"),
     "completion": ("--help",),
@@ -48,7 +49,7 @@ def candidates(line: str) -> list[str]:
         return _starting(word, _AFTER_OPTION[previous])
     if word.startswith("-"):
         return _starting(word, sorted(_OPTIONS[command]))
-    if command in ("ls", "show", "export", "completion"):
+    if command in ("ls", "show", "compare", "export", "completion"):
         return _starting(word, _positional(command))
     return [] if command == "doctor" else _override(word, words[2:])  # its words are names of the user's own code
 
@@ -56,7 +57,7 @@ def candidates(line: str) -> list[str]:
 def _positional(command: str) -> list[str]:
     if command == "ls":
         return ["recipe", *find_groups()]
-    if command in ("show", "export"):
+    if command in ("show", "compare", "export"):
         return sorted(report.parent.as_posix() for report in Path("runs").glob("*/report.json"))
     return ["bash"]
 

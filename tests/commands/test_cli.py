@@ -34,6 +34,7 @@ def imported_by(*arguments: str) -> set[str]:
         ["run", "--help"],
         ["check", "-h"],
         ["export", "-h"],
+        ["compare", "-h"],
         ["completion", "bash"],
     ],
 )

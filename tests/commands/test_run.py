@@ -15,6 +15,7 @@ from nnicompress.cli import main
 from nnicompress.commands import display
 from nnicompress.config.compose import compose
 from nnicompress.errors import JobError
+from tests.report.sample import make_report
 
 TAYLOR = "recipe=taylorfo_resnet"
 Run = Callable[..., None]
@@ -40,6 +41,7 @@ class Recorder:
         self.argv.append(sys.argv)
         self.smoke.append(smoke)
         self.fail(config)
+        return make_report()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_every_dependency_is_pinned_and_installed_in_its_range() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pinned = {canonical(name): version for name, version in pins.items()}
-    for text in [*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["dev"]]:
+    for text in [*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["sweep"], *EXTRAS["dev"]]:
         requirement = Requirement(text)
         version = pinned[canonical(requirement.name)]
         assert requirement.specifier.contains(version), text
@@ -45,7 +45,7 @@ def imported_packages(folder: Path) -> set[str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     distributions = metadata.packages_distributions()
-    optional = [*EXTRAS["export"], *EXTRAS["vision"]]
+    optional = [*EXTRAS["export"], *EXTRAS["vision"], *EXTRAS["sweep"]]
     for folder, texts in (
         ("nnicompress", [*PROJECT["dependencies"], *optional]),
         ("tests", [*PROJECT["dependencies"], *optional, *EXTRAS["dev"]]),

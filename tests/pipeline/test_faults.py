@@ -71,6 +71,15 @@ def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_from_the_saved_sta
     assert len(calls) == 10
 
 
+def test_a_disk_that_becomes_read_only_in_the_middle_keeps_the_saved_state(tmp_path: Path) -> None:
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "stages"))
+    line = fails(make_job(tmp_path, {"train": {"max_steps": 30}}, loss=at_step(25, error), save_every=10))
+    assert (
+        line.startswith(f"{tmp_path}/stages can't be written to in stage 'train'; make it writable") and AGAIN in line
+    )
+    assert [p.name for p in (tmp_path / "stages").rglob("*")] == [".01_train.partial", "progress.pt"]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_keeps_earlier_stages(tmp_path: Path) -> None:
     def nan_later(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(predictions, targets) * (float("nan") if nan else 1)

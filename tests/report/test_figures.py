@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 
 from nnicompress.report import figures
+from nnicompress.report.drawing import HALF
 from nnicompress.report.record import CurveRecord, LayerRecord, Report
 from tests.report.sample import PHASES, make_report, phase
 
@@ -123,7 +124,7 @@ def test_labels_of_close_points_do_not_cover_each_other(step: float) -> None:
     placed = boxes(drawing, names)
     assert len(placed) == 6 and len(dots(drawing)) == 6
     for number, (left, right, top, bottom) in enumerate(placed):
-        assert left >= 0 and right <= figures.HALF
+        assert left >= 0 and right <= HALF
         for other in placed[:number]:
             assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
 

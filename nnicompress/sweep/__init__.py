@@ -1,0 +1,1 @@
+"""Sweeps: what became of each point, whichever process ran it, and searches with Optuna."""
