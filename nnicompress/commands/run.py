@@ -61,8 +61,21 @@ def main(arguments: list[str]) -> int:
     elif {"--cfg", "--info"} & set(parsed.hydra_options):
         # Composed here first: its errors say more than those of Hydra's printers.
         checked.added = added(compose_with_origin(parsed.overrides, config_dir=parsed.config_dir).overrides)
-    overrides = tuple(f"++{text}" if text.partition("=")[0] in checked.added else text for text in parsed.overrides)
+    unwritten = checked.added | _keys_of_recipes(parsed)
+    overrides = tuple(f"++{text}" if text.partition("=")[0] in unwritten else text for text in parsed.overrides)
     return _with_hydra(replace(parsed, overrides=overrides), arguments, mode=next(iter(checked.modes), "max"))
+
+
+def _keys_of_recipes(parsed: Arguments) -> frozenset[str]:
+    """In a sweep over recipes: keys that only the recipes may write.
+
+    Hydra composes such a sweep once without any recipe, to find its launcher, and knows nothing of their keys.
+    """
+    recipes = [text for text in parsed.overrides if text.startswith("recipe=") and ("," in text or "(" in text)]
+    if not (parsed.multirun and recipes):
+        return frozenset()
+    keys = (text.partition("=")[0] for text in parsed.overrides)
+    return frozenset(key for key in keys if "." in key and not key.startswith(("hydra.", "+", "~")))
 
 
 def _with_hydra(parsed: Arguments, arguments: Sequence[str], *, mode: str = "max") -> int:

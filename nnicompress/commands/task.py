@@ -38,7 +38,7 @@ class Task:
         from hydra.core.hydra_config import HydraConfig
 
         settings = HydraConfig.get()
-        overrides = list(settings.overrides.task)
+        overrides = self._as_written(settings.overrides.task)
         # Lightning starts its processes of a multi-device training with sys.argv: it must be the user's own.
         with argv(self.command_line):
             if self.parsed.multirun:
@@ -52,6 +52,11 @@ class Task:
             except Exception as error:
                 self.error = error  # not raised here: Hydra would add its own words
         return None
+
+    def _as_written(self, overrides: Sequence[str]) -> list[str]:
+        """Without the `++` that Hydra alone needed to be told."""
+        keys = {word.partition("=")[0] for word in self.command_line}
+        return [t[2:] if t.startswith("++") and t.partition("=")[0] not in keys else t for t in overrides]
 
     def _point(self, point: Point, objective: Sequence[str]) -> tuple[float, ...]:
         """Run a point of a sweep: it neither stops the others nor is lost, whichever launcher runs it."""

@@ -260,3 +260,17 @@ def test_a_search_runs_its_batches_in_other_processes(tiny: str, tmp_path: Path)
         report = Report.load(trial.user_attrs["run_dir"])
         assert trial.values == [report.final.validation, 1.0]
     assert set(rows(done.stdout)) == {f"seed={n}" for n in range(4)}
+
+
+def test_recipes_are_swept_with_keys_that_only_they_write(tiny: str) -> None:
+    text = Path("recipes/tiny.yaml").read_text()
+    Path("recipes/other.yaml").write_text(text.replace("repeats: 3", "repeats: 4"))
+    words = ["recipe=tiny,other", "compressor.targets.weights.sparse_ratio=0.2,0.4", "stages.train.max_steps=1"]
+    assert main(["run", "-m", *words]) == 0
+    (folder,) = Path("runs").glob("sweep-*")
+    points = [json.loads(file.read_text())["overrides"] for file in sorted(folder.glob("points/*.json"))]
+    assert len(points) == 4 and all("stages.train.max_steps=1" in point for point in points)
+    ratios = {point[0]: set() for point in points}
+    for point in points:
+        ratios[point[0]].add(point[1].rpartition("=")[2])
+    assert ratios == {"recipe=tiny": {"0.2", "0.4"}, "recipe=other": {"0.2", "0.4"}}
