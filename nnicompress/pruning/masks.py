@@ -109,10 +109,11 @@ ELEMENTS_PER_CALL = 4000
 class _Fill:
     """What to fill with zeros: whole indices of dimensions, and single elements that those do not cover.
 
-    Indices are filled in runs (dimension, start, length) where the tensor is large enough to pay for the calls.
+    Where the tensor is large enough to pay for the calls, indices are filled in runs: the dimension, and the lengths of
+    kept and masked runs in turn, a kept one first (it may be empty).
     """
 
-    runs: list[tuple[int, int, int]]
+    runs: list[tuple[int, list[int]]]
     slices: list[tuple[int, Tensor]]
     elements: Tensor | None
 
@@ -120,16 +121,16 @@ class _Fill:
     def of(cls, keep: Tensor) -> _Fill:
         drop = ~keep
         covered = torch.zeros_like(drop)
-        runs: list[tuple[int, int, int]] = []
+        runs: list[tuple[int, list[int]]] = []
         slices: list[tuple[int, Tensor]] = []
         for dim in range(drop.dim()):
             others = [other for other in range(drop.dim()) if other != dim]
             whole = drop.all(dim=others) if others else drop
             index = whole.nonzero().flatten()
             if len(index):
-                own = [(dim, start, length) for start, length in _runs(index.tolist())]
-                if keep.numel() * len(index) // keep.shape[dim] > ELEMENTS_PER_CALL * len(own):
-                    runs += own
+                lengths = _runs(index.tolist(), keep.shape[dim])
+                if keep.numel() * len(index) // keep.shape[dim] > ELEMENTS_PER_CALL * (len(lengths) // 2):
+                    runs.append((dim, lengths))
                 else:
                     slices.append((dim, index))
                 covered.index_fill_(dim, index, True)
@@ -138,8 +139,8 @@ class _Fill:
 
     def fill(self, tensor: Tensor) -> None:
         """Zero the masked elements of `tensor`, in place; the indices follow it to its device."""
-        for dim, start, length in self.runs:
-            tensor.narrow(dim, start, length).zero_()
+        for dim, lengths in self.runs:
+            torch._foreach_zero_(tensor.split_with_sizes(lengths, dim)[1::2])
         for position, (dim, index) in enumerate(self.slices):
             if index.device != tensor.device:
                 index = index.to(tensor.device)
@@ -151,15 +152,15 @@ class _Fill:
             tensor.masked_fill_(self.elements, 0)
 
 
-def _runs(indices: list[int]) -> list[tuple[int, int]]:
-    """Ascending indices as (start, length) of consecutive ones: [0, 1, 4] -> [(0, 2), (4, 1)]."""
-    runs: list[tuple[int, int]] = []
-    for index in indices:
-        if runs and index == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((index, 1))
-    return runs
+def _runs(indices: list[int], size: int) -> list[int]:
+    """Lengths of the runs of `range(size)` outside and inside of `indices` in turn: [1, 2, 4] of 6: [1, 2, 1, 1, 1]."""
+    lengths = [0]
+    inside = set(indices)
+    for index in range(size):
+        if (index in inside) != (len(lengths) % 2 == 0):
+            lengths.append(0)
+        lengths[-1] += 1
+    return lengths
 
 
 class _Attached:
