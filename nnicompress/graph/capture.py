@@ -1,4 +1,4 @@
-"""Capture a model once, with torch.export; everything that needs the graph reads this capture."""
+"""Capture a model once, as torch.export does; everything that needs the graph reads this capture."""
 
 from __future__ import annotations
 
@@ -55,22 +55,43 @@ class Captured:
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Captured:
-    """Export `model` in eval mode on these inputs (static shapes); the model is left as it was.
+    """Capture `model` in eval mode on these inputs (static shapes); the model is left as it was.
+
+    Ordinary forwards are traced directly (see `tracer`), the others exported; both give the same channel groups.
 
     Raises JobError with torch.export's own reason where the forward can't be captured.
     """
-    calls = RecordCalls()
+    kwargs = dict(kwargs or {})
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), tracked_attributes(model), _without_stack_traces():
-            program = torch.export.export(_Recorded(model, calls), args, dict(kwargs or {}), strict=False)
-    except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason}") from error
+            graph, tensors, calls = _traced(model, args, kwargs) or _exported(model, args, kwargs)
     finally:
         for module, training in modes.items():
             module.training = training
+    shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return Captured(graph, tensors, shapes, tuple(calls.calls), frozenset(calls.escaped))
+
+
+_Parts = tuple[torch.fx.Graph, Mapping[str, str], RecordCalls]
+
+
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Parts | None:
+    try:
+        from nnicompress.graph.tracer import trace
+    except ImportError:  # a torch whose tracing modes have other places
+        return None
+    return trace(model, args, kwargs)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Parts:
+    calls = RecordCalls()
+    try:
+        program = torch.export.export(_Recorded(model, calls), args, kwargs, strict=False)
+    except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason}") from error
     signature = program.graph_signature
     behind = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     canonical = _first_names(model)
@@ -78,8 +99,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] |
         placeholder: canonical.get(name.removeprefix("model."), name.removeprefix("model."))
         for placeholder, name in behind.items()
     }
-    shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return Captured(program.graph, tensors, shapes, tuple(calls.calls), frozenset(calls.escaped))
+    return program.graph, tensors, calls
 
 
 @contextmanager

@@ -174,13 +174,16 @@ class RecordCalls(TorchFunctionMode):
             return self._tracked_shape(func(*args, **kwargs), args, kwargs)
         call = len(self.calls)
         self.calls.append(Call(getattr(func, "__name__", ""), args, kwargs))
-        with fx_traceback.preserve_node_meta(), fx_traceback.annotate({CALL: call}):
-            result = func(*args, **kwargs)
+        result = self._run(call, func, args, kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         for position, output in enumerate(outputs):
             if isinstance(output, Tensor):
                 self._made_by.setdefault(id(output), (call, position, output))
         return result
+
+    def _run(self, call: int, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        with fx_traceback.preserve_node_meta(), fx_traceback.annotate({CALL: call}):
+            return func(*args, **kwargs)
 
     def __enter__(self) -> RecordCalls:
         _ESCAPED.append(self.escaped)

@@ -53,14 +53,21 @@ def kept_indices(
 ) -> dict[str, dict[int, Indices]]:
     """Tensor name -> dimension -> sorted indices that stay, for the dimensions that lose some."""
     return {
-        tensor: {dim: np.setdiff1d(np.arange(shapes[tensor][dim]), gone) for dim, gone in dims.items() if gone.size}
+        tensor: {dim: _others(gone, shapes[tensor][dim]) for dim, gone in sorted(dims.items()) if gone.size}
         for tensor, dims in removed_indices(groups, removal).items()
     }
 
 
+def _others(gone: Indices, size: int) -> Indices:
+    """What of `range(size)` is not in `gone`."""
+    stays = np.ones(size, dtype=bool)
+    stays[gone] = False
+    return np.flatnonzero(stays)
+
+
 def _take(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
     result = tensor.detach()
-    for dim, indices in kept.items():
+    for dim, indices in kept.items():  # the first dimension first: its rows are copied whole
         result = result.index_select(dim, torch.from_numpy(indices).to(tensor.device))
     result = result.contiguous()
     return nn.Parameter(result, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
