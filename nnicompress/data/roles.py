@@ -63,12 +63,15 @@ class SeededSampler(Sampler["tuple[int, int]"]):
     serves (Lightning and Accelerate call it, and so does a resumed training).
     """
 
+    first_epoch = 0
+    """Added to what `set_epoch` is told: engines count each training's epochs from 0, and this one isn't the first."""
+
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` serves this epoch, counted from 0."""
-        self.epoch = epoch
+        self.epoch = self.first_epoch + epoch
 
     def __len__(self) -> int:
         return self.size

@@ -1,4 +1,4 @@
-"""One run of the user's training_func: its optimizer steps are counted and announced, its losses recorded."""
+"""One training, in whatever engine: its optimizer steps are counted and announced, its losses recorded."""
 
 from __future__ import annotations
 
@@ -44,38 +44,43 @@ class Step:
 
 
 class Session:
-    """Watches a training through the optimizers' own step hooks and a wrapped `training_step`.
+    """Watches a training through the optimizers' own step hooks and the losses that it is given.
 
     With several optimizers, steps are those of the first: it alone is counted and fires `before_step`. `after_step`
     fires after each optimizer's step, because each of them writes weights.
+
+    A native loop is given `training_step`; an engine hands each loss that it will backpropagate to `take`, and says
+    `step_over` when a step's business is done.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
-        training_step: Callable[[Any, nn.Module], Any],
+        training_step: Callable[[Any, nn.Module], Any] | None,
         hooks: Hooks,
         *,
         on_step: Callable[[Step], None],
         steps: int = 0,
         stop_at: int | None = None,
+        closures: bool = False,
     ) -> None:
         """Watch a training of `model`.
 
         Args:
             model: the bound model.
             optimizers: the real ones or null ones; the first is counted.
-            training_step: the user's.
+            training_step: the user's, where a native loop runs it.
             hooks: fired around each step.
             on_step: told of each step that is over, in order, when its loss is there.
             steps: done before, in a training that is resumed.
             stop_at: the loop is left when it begins another step after so many.
+            closures: the engine passes forward and backward to `optimizer.step` as a closure, called once a step.
         """
         self.model, self.optimizers, self.hooks = model, tuple(optimizers), hooks
         self.steps, self.stop_at, self.stopped = steps, stop_at, False
         self.calls = 0
-        self._training_step, self._on_step = training_step, on_step
+        self._training_step, self._on_step, self._closures = training_step, on_step, closures
         self._penalty = PenaltyGradient(hooks.penalties, len(self.optimizers))
         self._reader = LossReader()
         self._loss: Tensor | None = None
@@ -83,7 +88,7 @@ class Session:
 
     def run(self, call: Callable[[], object]) -> None:
         """Run the user's loop; leaving it at `stop_at` is no error here (`stopped` tells)."""
-        with self._attached():
+        with self.attached():
             try:
                 call()
             except LoopStopped:
@@ -92,26 +97,29 @@ class Session:
 
     def training_step(self, batch: Any, model: nn.Module) -> Any:
         """What the user's loop calls as `training_step`: returns what the user's own returned, of the same form."""
+        assert self._training_step is not None
         self.step_over()
         output = self._training_step(batch, model)
         loss = loss_of(output)
+        joined = self.take(loss)
+        return output if joined is loss else with_loss(output, joined)
+
+    def take(self, loss: Tensor) -> Tensor:
+        """Record the loss of a batch that will be backpropagated; returns it with the penalties behind it."""
         if not loss.requires_grad:  # a measurement inside the loop, not a step of it
-            return output
+            return loss
         self.calls += 1
         self._num_losses += 1
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
-        if self.hooks.penalties:
-            joined = self._penalty.join(loss, self.model)
-            if joined is not loss:
-                output = with_loss(output, joined)
-        return output
+        return self._penalty.join(loss, self.model) if self.hooks.penalties else loss
 
     def step_over(self) -> None:
         """The last step's business is done, schedulers included: tell of the steps whose losses have arrived."""
         self._report(self._reader.ready())
 
     @contextmanager
-    def _attached(self) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
+        """The optimizers' steps inside this block are counted and announced."""
         handles = []
         for index, optimizer in enumerate(self.optimizers):
             handles.append(optimizer.register_step_pre_hook(self._before(index)))
@@ -122,21 +130,46 @@ class Session:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, index: int) -> Callable[[Optimizer, Any, Any], None]:
-        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None):
+    def _before(self, index: int) -> Callable[[Optimizer, Any, Any], Any]:
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+            if closure is not None and not self._closures:
                 raise UserError(
                     f"training_func calls {type(optimizer).__name__}.step with a closure, inside which gradients and "
                     "weights can't be seen; call loss.backward() and then optimizer.step()"
                 )
-            if index:
-                return
-            if self.steps == self.stop_at:
+            if index == 0 and self.steps == self.stop_at:
                 raise LoopStopped
-            if self.hooks.before_step:
-                self._fire(self.hooks.before_step, self.steps + 1)
+            if closure is not None:  # the gradients are there only when it has been called
+                announced = self._announced(closure, optimizer, index)
+                if "closure" in kwargs:
+                    return args, {**kwargs, "closure": announced}
+                return (args[0], announced, *args[2:]), kwargs
+            self._announce(index)
+            return None
 
         return hook
+
+    def _announce(self, index: int) -> None:
+        if index == 0 and self.hooks.before_step:
+            self._fire(self.hooks.before_step, self.steps + 1)
+
+    def _announced(self, closure: Callable[[], Any], optimizer: Optimizer, index: int) -> Callable[[], Any]:
+        called = False
+
+        def announced() -> Any:
+            nonlocal called
+            if called:
+                raise UserError(
+                    f"{type(optimizer).__name__} calls its closure several times a step, between which masks can't be "
+                    "enforced; use an optimizer with one step a gradient, such as SGD or AdamW"
+                )
+            called = True
+            result = closure()
+            self._announce(index)
+            return result
+
+        return announced
 
     def _after(self, index: int) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -15,10 +15,9 @@ from nnicompress.evaluators.contract import TrainResult
 from nnicompress.evaluators.loop import Connection, TrainingLoop
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.rebuild import OwnGroup, Rebuilder
-from nnicompress.evaluators.session import Hooks, Session, Step
-from nnicompress.events import EpochDone, Listener, StepDone, TrainingFinished, TrainingStarted
-
-STATE_VERSION = 1
+from nnicompress.evaluators.record import Record
+from nnicompress.evaluators.session import Hooks, Session
+from nnicompress.events import Listener, TrainingFinished, TrainingStarted
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class Training:
         if max_epochs is not None and loop.shipped is None and self.per_epoch is None:
             demands.check_reads(loop.training_func, "max_epochs", max_epochs)
         self.budget = demands.step_budget(max_steps, max_epochs, self.per_epoch)
-        self.losses: list[float] = list(resume["losses"]) if resume else []
-        self.metrics: list[Mapping[str, float]] = list(resume["metrics"]) if resume else []
+        self.record = Record(listener, self.per_epoch, resume)
         optimizers, self.schedulers = loop.rebuilder.build(
             model, own, lambda: loop.scheduler_steps(max_steps, max_epochs)
         )
@@ -97,7 +95,7 @@ class Training:
             optimizers,
             loop.training_step,
             hooks,
-            on_step=self._step_done,
+            on_step=self.record.step_done,
             steps=resume["steps"] if resume else 0,
             # Room to say by how much a loop overruns, without letting it run for hours.
             stop_at=None if self.budget is None else 2 * self.budget[0] + 10,
@@ -114,23 +112,20 @@ class Training:
         max_steps, max_epochs = self._restore() if self.resume else (self.max_steps, self.max_epochs)
         self.listener(TrainingStarted(None if self.budget is None else self.budget[0]))
         if (max_steps is None or max_steps > 0) and (max_epochs is None or max_epochs > 0):
-            connection = Connection(session.step_over, self._epoch_done, evaluate)
+            connection = Connection(session.step_over, self.record.epoch_done, evaluate)
             self.loop.run(session, self.schedulers, connection, max_steps, max_epochs)
         self.listener(TrainingFinished(session.steps))
         warning = demands.check_steps(session.steps, session.stopped, self.budget)
         if self.max_epochs is not None and self.budget is None and not self.resume:
             demands.check_epochs_differ(epochs_done, self.max_epochs, session.steps)
-        epochs = None if self.per_epoch is None else session.steps / self.per_epoch
-        return TrainResult(session.steps, epochs, tuple(self.losses), tuple(self.metrics)), warning
+        return self.record.result(session.steps), warning
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's own weights, as values that `torch.load(weights_only=True)` reads."""
         shipped = self.loop.shipped
         return {
-            "version": STATE_VERSION,
             "steps": self.session.steps,
-            "losses": list(self.losses),
-            "metrics": [dict(metrics) for metrics in self.metrics],
+            **self.record.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.session.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "random": random_states(),
@@ -162,12 +157,3 @@ class Training:
                 )
             left_epochs = self.max_epochs - done // self.per_epoch
         return None if self.max_steps is None else self.max_steps - done, left_epochs
-
-    def _step_done(self, step: Step) -> None:
-        self.losses.append(step.loss)
-        epoch = None if self.per_epoch is None else step.number / self.per_epoch
-        self.listener(StepDone(step.number, step.loss, step.learning_rate, epoch))
-
-    def _epoch_done(self, event: EpochDone) -> None:
-        self.metrics.append(event.metrics)
-        self.listener(event)

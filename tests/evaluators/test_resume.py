@@ -150,7 +150,7 @@ def test_states_that_do_not_fit_are_told() -> None:
             evaluator.state_dict()
         evaluator.train(max_steps=1)
         state = evaluator.state_dict()
-        with pytest.raises(UserError, match="version None; this program reads 1"):
+        with pytest.raises(UserError, match="version None; this program reads 2"):
             evaluator.load_state_dict({})
         evaluator.load_state_dict({**state, "schedulers": [{}]})
         with pytest.raises(UserError, match="has 1 schedulers, and the evaluator 0"):
