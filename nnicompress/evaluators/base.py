@@ -14,6 +14,7 @@ from torch import nn
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import ModelInput, Penalty, StepHook, TrainResult
 from nnicompress.evaluators.inputs import as_model_input, resized
+from nnicompress.evaluators.optimizers import refuse_sharded
 from nnicompress.evaluators.preserve import same_random_states, same_training_mode
 from nnicompress.evaluators.rebuild import OwnGroup
 from nnicompress.evaluators.record import EngineTraining
@@ -75,6 +76,7 @@ class EvaluatorBase(ABC):
 
     def _check(self, model: nn.Module) -> None:
         """Raise a UserError where `model` can't be bound."""
+        refuse_sharded(model)
 
     # --------------------------------------------------------------------------------------------------- the contract
 

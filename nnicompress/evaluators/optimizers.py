@@ -164,7 +164,7 @@ def check_optimizer_class(traced: object) -> None:
 def check_every_parameter_once(
     model: nn.Module, records: Sequence[OptimizerRecord], without: frozenset[int] = frozenset()
 ) -> None:
-    """Every trainable parameter of `model` is in exactly one group of one optimizer, and none is sharded.
+    """Every trainable parameter of `model` is in exactly one group of one optimizer.
 
     Raises:
         UserError: names the parameters at fault.
@@ -178,15 +178,19 @@ def check_every_parameter_once(
                 if name in home:
                     raise UserError(f"parameter {name!r} is in {home[name]} and in {here}; each belongs to one group")
                 home[name] = here
-    for name, parameter in model.named_parameters():
-        if sharded := {"DTensor", "FlatParameter"} & {cls.__name__ for cls in type(parameter).__mro__}:
-            raise UserError(f"parameter {name!r} is sharded ({sharded.pop()}): compress the model before it is sharded")
     left = [n for n, p in model.named_parameters() if p.requires_grad and n not in home and id(p) not in without]
     if left:
         raise UserError(
             f"{len(left)} trainable parameter{'s are' if len(left) > 1 else ' is'} in no optimizer: {_few(left)}; "
             "give them to one, or freeze them with requires_grad_(False)"
         )
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise a UserError where a parameter is a shard: masks and importance need whole tensors."""
+    for name, parameter in model.named_parameters():
+        if sharded := {"DTensor", "FlatParameter"} & {cls.__name__ for cls in type(parameter).__mro__}:
+            raise UserError(f"parameter {name!r} is sharded ({sharded.pop()}): compress the model before it is sharded")
 
 
 def add_group(optimizer: Optimizer, parameters: Sequence[nn.Parameter], settings: Mapping[str, Any]) -> None:

@@ -89,6 +89,7 @@ class TorchEvaluator(EvaluatorBase):
 
     def _check(self, model: nn.Module) -> None:
         """Every trainable parameter is in exactly one group, and none is sharded."""
+        super()._check(model)
         self._rebuilder.check(model, tuple(self._parameters))
 
     def _given(self) -> Mapping[str, object]:
