@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from nnicompress.graph.rules import RULES
 from nnicompress.models.resnet import resnet20
 from nnicompress.paths import find_groups
 from nnicompress.pipeline.settings import STAGES, ExportSettings, RuntimeSettings
+from nnicompress.pruning.settings import ScheduleSettings, TargetSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 from nnicompress.trust import EXTRAS
@@ -277,3 +279,40 @@ def test_programs_run(number: int, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+FROM_NNI = REPOSITORY / "docs" / "from-nni.md"
+
+
+def first_cells(kind: str) -> list[list[str]]:
+    """The names in code of the first two cells of each row of the marked table of the page on NNI."""
+    (rows,) = re.findall(rf"^<!-- {kind}: nni -->\n\|.*\n\|.*\n((?:\|.*\n)+)", FROM_NNI.read_text(), re.MULTILINE)
+    return [row.split("|")[1:3] for row in rows.splitlines()]
+
+
+def test_what_the_page_on_nni_says_is_kept_is_kept() -> None:
+    kept = [name for cells in first_cells("settings") for name in re.findall(r"`(\w+)`", cells[0])]
+    assert len(kept) == 14 and set(kept) == set(TargetSettings.model_fields)
+
+
+def test_where_the_page_on_nni_sends_its_readers_there_is_something() -> None:
+    cells = " ".join(cells[1] for cells in first_cells("names"))
+    presets = re.findall(r"`compressor=(\w+)`", cells)
+    assert len(presets) == 4 and set(presets) <= set(find_groups()["compressor"])
+    schedules = re.findall(r"\{name: (\w+)\}", cells)
+    assert set(schedules) <= set(get_args(ScheduleSettings.model_fields["name"].annotation)) and len(schedules) == 2
+    for dotted in re.findall(r"`(nnicompress(?:\.\w+)+)", cells):
+        module, _, name = dotted.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), dotted
+
+
+@pytest.mark.slow
+def test_the_program_of_the_page_on_nni_makes_a_smaller_model_that_trains() -> None:
+    (program,) = [block.text for block in blocks(FROM_NNI) if "runnable" in block.words]
+    found: dict[str, Any] = {}
+    exec(compile(program, str(FROM_NNI), "exec"), found)
+    before, after = (sum(p.numel() for p in found[name].parameters()) for name in ("model", "compact"))
+    assert after < 0.4 * before
+    with torch.no_grad():
+        outputs = [found[name].eval()(found["inputs"][0][0][0]) for name in ("model", "compact")]
+    assert not torch.allclose(*outputs)  # it was the compact one that was fine-tuned
