@@ -106,3 +106,12 @@ def test_every_data_class_has_the_members_of_the_contract(cls):
     for member in ("train_loader", "validation_loader", "test_loader", "fingerprint"):
         assert callable(getattr(cls, member))
     assert isinstance(Digits(), Data)
+
+
+def test_an_engine_that_counts_from_zero_is_led_past_the_epochs_before() -> None:
+    sampler, engine = SeededSampler(9, seed=3), SeededSampler(9, seed=3)
+    epochs = [list(sampler) for _ in range(4)]
+    engine.first_epoch = 2
+    for epoch in (0, 1):
+        engine.set_epoch(epoch)
+        assert list(engine) == epochs[2 + epoch]
