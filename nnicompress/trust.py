@@ -4,8 +4,8 @@ A name is checked twice: as it is written, before anything is imported, and agai
 to is defined. The first check alone would let `torch.nn.init.torch.hub.load` pass. Allowed are
 
 - the model, data and evaluator parts of this package, and the parts of torch, torchmetrics, torchvision, timm,
-  transformers and pytorch_lightning in `ALLOWED`,
-- code in the current directory,
+  transformers, pytorch_lightning and lightning.pytorch in `ALLOWED`,
+- code in the current directory, and code that ships beside a recipe,
 - packages that the user trusts: `--trust PACKAGE`, the environment variable NNICOMPRESS_TRUST (names divided by
   commas) or `with allow([...])`. A config can't widen the trust.
 """
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from nnicompress.errors import ConfigError, TrustError, did_you_mean
+from nnicompress.light_torchmetrics import import_torchmetrics
+from nnicompress.paths import recipe_folders, shipped
 
 ENVIRONMENT_VARIABLE = "NNICOMPRESS_TRUST"
 
@@ -55,7 +57,7 @@ def resolve(target: str, *, key: str | None = None, source: str | None = None) -
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts) or any(part[:2] == "__" for part in parts):
         raise ConfigError(f"{target!r} is not the dotted name of a class or function", key=key, source=source)
-    _add_current_directory()
+    _add_own_folders()
     if not _name_allowed(target):
         if _origin_of_package(parts[0]) is None and parts[0] not in sys.stdlib_module_names:
             near = did_you_mean(parts[0], {allowed.split(".")[0] for allowed in ALLOWED})
@@ -85,8 +87,13 @@ def _is_class_or_function(found: object, identity: str) -> bool:
     return public and (inspect.isclass(found) or getattr(found, "__qualname__", ".").count(".") == 0)
 
 
-def _is_transformers_model(found: object, identity: str) -> bool:
-    """Models, configs and Auto classes, and their `from_config` and `from_pretrained`."""
+_TRANSFORMERS_ROOTS = frozenset(
+    {"PreTrainedModel", "PreTrainedConfig", "PretrainedConfig", "Trainer", "TrainingArguments", "TrainerCallback"}
+)
+
+
+def _is_transformers_part(found: object, identity: str) -> bool:
+    """Models, configs and Auto classes, their `from_config` and `from_pretrained`; Trainers, their parts, collators."""
     owner = getattr(found, "__self__", found)
     if owner is not found and getattr(found, "__name__", "") not in ("from_config", "from_pretrained"):
         return False
@@ -94,8 +101,11 @@ def _is_transformers_model(found: object, identity: str) -> bool:
         return False
     if owner.__module__.startswith("transformers.models.auto.") and owner.__name__.startswith(("AutoModel", "AutoCon")):
         return True
-    roots = {"PreTrainedModel", "PreTrainedConfig", "PretrainedConfig"}
-    return any(base.__name__ in roots and base.__module__.startswith("transformers.") for base in owner.__mro__)
+    if owner.__module__ == "transformers.data.data_collator":
+        return True
+    return any(
+        base.__name__ in _TRANSFORMERS_ROOTS and base.__module__.startswith("transformers.") for base in owner.__mro__
+    )
 
 
 Rule = Callable[[object, str], bool]
@@ -115,8 +125,9 @@ ALLOWED: dict[str, Rule] = {
     "timm.loss": _is_class,
     "timm.optim": _is_class,
     "timm.scheduler": _is_class,
-    "transformers": _is_transformers_model,
+    "transformers": _is_transformers_part,
     "pytorch_lightning": _is_class,
+    "lightning.pytorch": _is_class,
 }
 """Prefix of the place where an object is defined -> what may be called there."""
 
@@ -143,7 +154,7 @@ def _name_allowed(target: str) -> bool:
     root = target.split(".")[0]
     if target in ALLOWED_EXACTLY or _named_by_user(target) or any(_within(target, prefix) for prefix in ALLOWED):
         return True
-    return root not in sys.stdlib_module_names and _in_current_directory(_origin_of_package(root))
+    return root not in sys.stdlib_module_names and _is_users(_origin_of_package(root))
 
 
 def _object_allowed(found: object, identity: str) -> bool:
@@ -155,7 +166,7 @@ def _object_allowed(found: object, identity: str) -> bool:
     if any(_within(identity, prefix) and rule(found, identity) for prefix, rule in ALLOWED.items()):
         return True
     module = sys.modules.get(getattr(found, "__module__", None) or "")
-    return module is not None and _in_current_directory(getattr(module, "__file__", None))
+    return module is not None and _is_users(getattr(module, "__file__", None))
 
 
 def _named_by_user(name: str) -> bool:
@@ -175,11 +186,13 @@ def _origin_of_package(root: str) -> str | None:
     return spec.origin
 
 
-def _in_current_directory(path: str | None) -> bool:
+def _is_users(path: str | None) -> bool:
     """Whether `path` is the user's own code; a virtual environment that lies in the current directory is not."""
     if path is None:
         return False
     here, file = Path.cwd().resolve(), Path(path).resolve()
+    if file.parent == shipped("recipes").resolve():
+        return True
     if not file.is_relative_to(here) or file.is_relative_to(Path(__file__).resolve().parent):
         return False
     return not {"site-packages", "dist-packages"} & set(file.relative_to(here).parts)
@@ -188,11 +201,18 @@ def _in_current_directory(path: str | None) -> bool:
 # ------------------------------------------------------------------------------------------------ from name to object
 
 
-def _add_current_directory() -> None:
-    """Make code in the current directory importable: a console script doesn't have it on its path."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+def make_importable(folder: Path) -> None:
+    """Let modules in `folder` be imported, behind all others; whether a config may name them is another question."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _add_own_folders() -> None:
+    """Code in the current directory (a console script doesn't have it on its path), and beside recipes."""
+    if "" not in sys.path:
+        make_importable(Path.cwd())
+    for folder in recipe_folders():
+        make_importable(folder)
 
 
 def _find(target: str, key: str | None, source: str | None) -> object:
@@ -220,6 +240,8 @@ def _is_submodule(name: str) -> bool:
 
 def _import(name: str, target: str, key: str | None, source: str | None) -> object:
     try:
+        if name == "torchmetrics":
+            import_torchmetrics(target)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ConfigError(_missing(name, target, error), key=key, source=source) from error

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nnicompress.config.yaml_lines import keys_of
 from nnicompress.errors import ConfigError
 from nnicompress.paths import shown
+from nnicompress.trust import make_importable
 
 GROUP = "recipe"
 _SUFFIXES = (".yaml", ".yml")
@@ -71,6 +72,7 @@ class RecipesSource(ConfigSource):
         file = self.file(config_path)
         if file is None or not file.is_file():
             raise ConfigLoadError(f"no recipe {config_path}")
+        make_importable(file.resolve().parent)  # a recipe may name code that lies beside it
         try:
             with file.open(encoding="utf-8") as stream:  # a stream, so that YAML errors name the file
                 config = OmegaConf.load(stream)

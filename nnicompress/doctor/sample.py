@@ -13,6 +13,7 @@ from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.evaluators.training_step import SupervisedStep
 from nnicompress.events import Listener, silent
 from nnicompress.trace import Traced
+from nnicompress.trust import resolve
 
 
 class SampleNet(nn.Module):
@@ -40,8 +41,6 @@ class SampleNet(nn.Module):
 
 def sample_evaluator(model: nn.Module, listener: Listener = silent) -> Evaluator:
     """Cross-entropy and SGD with momentum, weight decay and OneCycleLR on the digits, in batches of 32."""
-    from torchmetrics.classification import MulticlassAccuracy
-
     data = Digits(batch_size=32)
     return TorchEvaluator(
         TrainingLoop(data.train_loader, seed=0),
@@ -50,7 +49,9 @@ def sample_evaluator(model: nn.Module, listener: Listener = silent) -> Evaluator
         Traced(torch.optim.lr_scheduler.OneCycleLR, (), {"max_lr": 0.1}),
         evaluating_func=Evaluation(
             {"validation": data.validation_loader, "test": data.test_loader},
-            Traced(MulticlassAccuracy, (), {"num_classes": 10, "average": "micro"}),
+            Traced(
+                resolve("torchmetrics.classification.MulticlassAccuracy"), (), {"num_classes": 10, "average": "micro"}
+            ),
         ),
         listener=listener,
     )

@@ -14,15 +14,17 @@ from torch import nn
 
 from nnicompress.models import libraries, outputs
 from nnicompress.trust import resolve
+from nnicompress.user_code import user_code
 
 MODELS = "nnicompress.models"
 
 
 def without_us(node: Mapping[str, Any], fresh: nn.Module) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """The node that builds the same model, and the shipped files that it needs beside it.
+    """The node that builds the same model, and the files that it needs beside it.
 
-    Shipped models become `resnet.py:resnet20`, of a copy of the file; the doors to other libraries become calls of
-    those, without weights to download; a user's own class stays as it is. `fresh` is what `node` builds.
+    Shipped models become `resnet.py:resnet20`, of a copy of the file, and so does a user's own class whose module is
+    one file that uses no other of theirs; else it stays as it is. The doors to other libraries become calls of those,
+    without weights to download. `fresh` is what `node` builds.
     """
     translation = _Translation()
     built: dict[str, Any] = translation.node(node, fresh)
@@ -43,7 +45,8 @@ class _Translation:
     def node(self, node: Mapping[str, Any], fresh: nn.Module | None) -> dict[str, Any]:
         """A mapping, with `_target_` or without; `fresh` is what it builds, where that is known."""
         target = node.get("_target_", "")
-        if not str(target).startswith(f"{MODELS}."):
+        ours = str(target).startswith(f"{MODELS}.")
+        if not ours and not (target and _in_one_file(target)):
             return {name: self.value(value) for name, value in node.items()}
         function = resolve(target, key="model._target_")
         keywords = {name: value for name, value in node.items() if name not in ("_target_", "_args_")}
@@ -77,6 +80,12 @@ class _Translation:
                 }
             ],
         }
+
+
+def _in_one_file(target: str) -> bool:
+    """Whether `target` is code of the user's that lies in one file, of a module that is no part of a package."""
+    files = user_code({"_target_": target})
+    return list(files) == [target.partition(".")[0]]
 
 
 def _torchvision(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,34 @@ def capture_program(model: nn.Module, inputs: ModelInput) -> ExportedProgram:
     args, kwargs = inputs
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=batch_dimension(model, inputs), strict=False)
+            named = with_named_arguments(model, inputs)
+            return torch.export.export(named, args, kwargs, dynamic_shapes=batch_dimension(named, inputs), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
         why = reason(error)
         raise JobError(
             f"{type(model).__name__} can't be exported by torch.export with a dynamic batch: {why}"
         ) from error
+
+
+def with_named_arguments(model: nn.Module, inputs: ModelInput) -> nn.Module:
+    """`model`, or a module around it, whose forward names each argument of `inputs`.
+
+    torch.export (2.13) finds no place for the dynamic dimensions of what a forward takes as `*args` or `**kwargs`.
+    """
+    args, kwargs = inputs
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    if not kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+        return model
+    names = ["self", *(f"input_{number}" for number in range(len(args))), *kwargs]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    around = type("Named", (nn.Module,), {"forward": forward})()
+    around.model = model
+    return around.train(model.training)  # type: ignore[no-any-return]
 
 
 def batch_dimension(model: nn.Module, inputs: ModelInput) -> Any:

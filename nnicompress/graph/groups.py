@@ -168,7 +168,7 @@ def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
     )
     return ChannelGroups(
         tuple(width for width, _ in widths),
-        _unprunable(roots_of, numbers, reason),
+        _unprunable(analysis, roots_of, numbers, reason),
         ties,
         _module_outputs(analysis, numbers),
     )
@@ -225,7 +225,7 @@ def _widths(
 
 
 def _unprunable(
-    roots_of: dict[tuple[str, int], Indices], numbers: Indices, reason: Callable[[int], str]
+    analysis: Analysis, roots_of: dict[tuple[str, int], Indices], numbers: Indices, reason: Callable[[int], str]
 ) -> tuple[Unprunable, ...]:
     """The indices of each tensor's dimensions that belong to no width, counted by reason."""
     result = []
@@ -235,7 +235,8 @@ def _unprunable(
             *(a.tolist() for a in np.unique(roots[numbers[roots] < 0], return_counts=True)), strict=True
         ):
             reasons[reason(root)] = reasons.get(reason(root), 0) + count
-        result += [Unprunable(tensor, dim, count, why) for why, count in reasons.items()]
+        role = analysis.roles.get((tensor, dim), "inner")
+        result += [Unprunable(tensor, dim, count, why, role) for why, count in reasons.items()]
     return tuple(result)
 
 

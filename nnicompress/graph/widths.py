@@ -52,12 +52,13 @@ class Width:
 
 @dataclass(frozen=True)
 class Unprunable:
-    """`count` indices of a parameter's dimension that must stay as they are, and why."""
+    """`count` indices of a parameter's dimension that must stay as they are, and why; `role` is that of a Slot."""
 
     tensor: str
     dim: int
     count: int
     reason: str
+    role: str
 
 
 @dataclass(frozen=True, eq=False)

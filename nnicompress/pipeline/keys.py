@@ -13,7 +13,7 @@ import torch
 from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.manifest import versions
 from nnicompress.pipeline.settings import READS, StartSettings
-from nnicompress.pipeline.user_code import own_code, user_code
+from nnicompress.user_code import own_code, user_code
 
 Parts = dict[str, Any]
 """The parts of a key by name, JSON-able; kept beside the result, so that a difference can be explained."""

@@ -141,11 +141,15 @@ def _width_targets(
     for module, tensor in owners.items():
         if module_of[tensor] != module:  # tied: counted under its first module
             continue
+        # The graph knows which dimension of a layer's weight holds its outputs; a norm's has but one.
         dim = _channel_dim(model.get_submodule(module), granularity)
-        locked = [entry for entry in groups.unprunable if entry.tensor == tensor and entry.dim == dim]
-        size = model.get_parameter(tensor).shape[dim]
-        left += [Unpruned(module, ratio, entry.count, size, entry.reason) for entry in locked]
+        here = [entry for entry in groups.unprunable if entry.tensor == tensor]
+        of_role = [entry for entry in here if entry.role == roles[0]]
+        locked = of_role or [entry for entry in here if entry.role == "inner" and entry.dim == dim]
+        shape = model.get_parameter(tensor).shape
+        left += [Unpruned(module, ratio, entry.count, shape[entry.dim], entry.reason) for entry in locked]
         if not locked and tensor not in reached:
+            size = shape[dim]
             why = "it has one channel" if size == 1 else "the captured forward does not use it as a layer's weight"
             left.append(Unpruned(module, ratio, size, size, why))
     return found, left

@@ -58,6 +58,21 @@ def test_metrics_and_transformers_models_are_allowed() -> None:
 @pytest.mark.parametrize(
     "target",
     [
+        "transformers.Trainer",
+        "transformers.TrainingArguments",
+        "transformers.EarlyStoppingCallback",
+        "transformers.DataCollatorWithPadding",
+        "pytorch_lightning.Trainer",
+        "pytorch_lightning.callbacks.EarlyStopping",
+    ],
+)
+def test_trainers_and_their_parts_are_allowed(target: str) -> None:
+    assert trust.resolve(target).__name__ == target.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
         "torch.load",
         "torch.save",
         "torch.hub.load",
@@ -71,7 +86,8 @@ def test_metrics_and_transformers_models_are_allowed() -> None:
         "torchmetrics.functional.accuracy",
         "transformers.pipeline",
         "transformers.AutoTokenizer.from_pretrained",
-        "transformers.Trainer",
+        "transformers.trainer.os.system",
+        "transformers.integrations.integration_utils.importlib.import_module",
         "os.system",
         "subprocess.run",
         "shutil.copyfile",

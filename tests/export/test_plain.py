@@ -1,6 +1,7 @@
 """`model/`: written, loaded, trained on."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nnicompress.export import standalone
 from nnicompress.export.plain import load, save_plain
 from nnicompress.models.mlp import mlp
 from nnicompress.trace import Traced
+from nnicompress.trust import resolve
 
 ARGUMENTS = {"num_classes": 3, "in_channels": 1, "image_size": 3, "hidden": [5, 4]}
 RECIPE = {"_target_": "nnicompress.models.mlp.mlp", **ARGUMENTS}
@@ -65,3 +67,20 @@ def test_the_loader_is_the_one_that_was_tested(tmp_path: Path) -> None:
     saved(tmp_path)
     assert (tmp_path / "model/load.py").read_bytes() == Path(standalone.__file__).read_bytes()
     assert (tmp_path / "model/mlp.py").read_bytes() == Path(str(sys.modules[mlp.__module__].__file__)).read_bytes()
+
+
+def test_a_model_of_the_users_in_one_file_is_loaded_from_a_copy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from torch.nn import Linear\nclass Net(Linear):\n    def __init__(self, n):\n        super().__init__(n, 2)"
+    (tmp_path / "net_of_mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    recipe = {"_target_": "net_of_mine.Net", "n": 3}
+    build = Traced(resolve("net_of_mine.Net"), (), {"n": 3})
+    model = build.build().eval()
+    save_plain(model, build, recipe, ((torch.randn(2, 3),), {}), tmp_path / "model")
+    (tmp_path / "net_of_mine.py").unlink()
+    said = subprocess.run(
+        [sys.executable, "load.py"], cwd=tmp_path / "model", capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("Net: 8 parameters")
