@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from nnicompress.data.installed import local_folder
 from nnicompress.errors import ConfigError, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ def transformers_model(
 
     `architecture` is the class's name: a model (`ResNetForImageClassification`) or an auto class
     (`AutoModelForSequenceClassification`; then `config` needs `model_type`). `config` holds keys of the
-    architecture's configuration (`hidden_sizes`, `num_labels` ...). `pretrained` is a local folder or a name on the
-    Hugging Face hub; `config` then overrides the saved configuration (a new `num_labels` needs
-    `ignore_mismatched_sizes`, which initialises the head afresh). `output` picks one field of what the model returns
-    (`logits`), for training code that expects a tensor. Code from the hub is never run.
+    architecture's configuration (`hidden_sizes`, `num_labels` ...). `pretrained` is a local folder, `package:NAME` for
+    the files inside an installed Python package, or a name on the Hugging Face hub; `config` then overrides the saved
+    configuration (a new `num_labels` needs `ignore_mismatched_sizes`, which initialises the head afresh). `output`
+    picks one field of what the model returns (`logits`), for training code that expects a tensor. Code from the hub is
+    never run.
     """
     transformers = library("transformers")
     settings = dict(config or {})
@@ -145,13 +146,12 @@ def _from_pretrained(
     transformers: ModuleType, cls: Any, own_type: str | None, pretrained: str, settings: dict[str, Any]
 ) -> nn.Module:
     """A model with saved weights; `own_type` is the class's model type, or None for an auto class."""
-    folder = Path(pretrained).expanduser()
-    local = folder.is_dir()
-    looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
-    if looks_local and not local:
-        raise ConfigError(f"no folder {pretrained!r}", key=_PRETRAINED)
-    source: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    where = str(folder) if local else pretrained
+    try:
+        folder = local_folder(pretrained)
+    except UserError as error:
+        raise ConfigError(str(error), key=_PRETRAINED) from error
+    source: dict[str, Any] = {"local_files_only": folder is not None, "trust_remote_code": False}
+    where = pretrained if folder is None else str(folder)
     try:
         # A class given another model's weights warns, and starts from random ones.
         saved_type = transformers.AutoConfig.from_pretrained(where, **source).model_type
