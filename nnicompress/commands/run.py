@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from nnicompress.commands.arguments import Arguments, parse_recipe
 from nnicompress.commands.checking import OWN_SWEEPER, Checked, added, check_all, sweeper
+from nnicompress.distributed import joined, launched
+from nnicompress.errors import UserError
 
 HELP = """
 usage: nnicompress run recipe=NAME [KEY=VALUE ...] [OPTIONS]
@@ -36,6 +38,9 @@ options:
   --info [WHAT]         print what Hydra knows: all, config, defaults, defaults-tree, plugins, searchpath
   --hydra-help          Hydra's own help
   --traceback           show where an error came from
+
+Several processes train together, with the same result (docs/distributed.md):
+  torchrun --nproc-per-node 2 -m nnicompress run recipe=taylorfo_resnet
 """
 
 # The folder of a run is its own and stable; Hydra must neither put one of its own beside it nor log.
@@ -52,7 +57,13 @@ _HYDRA_SETTINGS = (
 def main(arguments: list[str]) -> int:
     """Check, then run; UserError before anything is written, JobError where the run, or a point of a sweep, failed."""
     parsed = parse_recipe(arguments, command="run", hydra=True, smoke=True)
+    if parsed.multirun and launched():
+        raise UserError("a sweep (-m) runs one point after the other, and not in several processes; leave torchrun out")
+    with joined():
+        return _run(parsed, arguments)
 
+
+def _run(parsed: Arguments, arguments: list[str]) -> int:
     from nnicompress.config.compose import compose_with_origin
 
     checked = Checked()

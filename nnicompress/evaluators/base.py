@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from nnicompress import distributed
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import ModelInput, Penalty, StepHook, TrainResult
 from nnicompress.evaluators.inputs import as_model_input, resized
@@ -150,13 +151,17 @@ class EvaluatorBase(ABC):
             self._warn(warning)
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
-        """Measure the bound model; training modes and random states stay as they are."""
+        """Measure the bound model; training modes and random states stay as they are.
+
+        Where several processes train together, all of them call this, and all get what the main one measured.
+        """
         self.require("evaluate", by="evaluate()", why="it measures the model")
         if split not in SPLITS:
             raise UserError(f"no split {split!r}; there are 'validation' and 'test'")
         with same_training_mode(self.model), same_random_states():
             self._fire_before_evaluate()
-            return dict(self._measure(split))
+            measured = dict(self._measure(split))
+        return distributed.from_main(lambda: measured)
 
     def example_inputs(self, batch_size: int | None = None) -> ModelInput:
         """The dummy_input, or the inputs of the model's first call in the training, on the model's device."""

@@ -50,7 +50,7 @@ class Evaluation:
         if split not in self.loaders:
             raise UserError(f"no data for the split {split!r}; there is {', '.join(map(repr, self.loaders))}")
         device = device_of(model)
-        metrics = {name: traced.build().to(device) for name, traced in self.metrics.items()}
+        metrics = {name: _of_this_process(traced.build().to(device)) for name, traced in self.metrics.items()}
         total_loss, num_samples = torch.zeros((), device=device), 0
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
@@ -74,6 +74,15 @@ class Evaluation:
         if self.loss is not None:
             values["loss"] = total_loss.item() / num_samples
         return {"default": next(iter(values.values())), **values}
+
+
+def _of_this_process(metric: Any) -> Any:
+    """`metric`, which doesn't ask other processes: each of them measures all of the data."""
+    parts: Iterable[Any] = metric.modules() if isinstance(metric, nn.Module) else ()
+    for part in parts:
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = lambda: False
+    return metric
 
 
 def _one_number(name: str, value: Any, metric: Any) -> float:

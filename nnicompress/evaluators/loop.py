@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nnicompress.errors import JobError, UserError
+from nnicompress.evaluators.data_parallel import Alone
 from nnicompress.evaluators.losses import LossReader, loss_of
 from nnicompress.evaluators.precision import Precision, autocast
 from nnicompress.evaluators.preserve import random_states, set_random_states
@@ -32,6 +33,8 @@ class Connection:
     """Measures the model on the validation data; None validates nothing."""
     dry: bool = False
     """A run that trains nothing, and so doesn't use up epochs of the data."""
+    parallel: Alone = Alone()
+    """This process's part in the training, where several do it together."""
 
 
 @dataclass
@@ -52,14 +55,15 @@ class TrainingLoop:
             for each window of `accumulate` batches:
                 zero_grad
                 for each batch: training_step, backward           # loss / number of batches in this window
+                average the gradients over the processes          # where there are several
                 clip the norm of the model's gradients to clip_norm
                 optimizer.step, scheduler.step (interval "step")  # -> StepDone
             scheduler.step (interval "epoch")
             evaluate on the validation data                       # -> EpochDone
 
     The last window of an epoch may be smaller; its gradients are averaged over the batches it has. Batches are moved
-    to the device of the model's parameters. Epochs are numbered on from one call to the next, so that a second
-    training sees other orders and augmentations than the first.
+    to the device of the model's parameters; several processes share each of them (`data_parallel`). Epochs are numbered
+    on from one call to the next, so that a second training sees other orders and augmentations than the first.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class TrainingLoop:
         at = self._position = resumed or _Position(self._position.first_epoch + self._position.epoch)
         model.train()
         loader = self.train_loader(self.seed)
+        run.parallel.begin(loader)
         while (max_epochs is None or at.epoch < max_epochs) and (max_steps is None or at.steps < max_steps):
             windows = self._windows(loader, at)
             for window in windows:
@@ -197,6 +202,7 @@ class _Run:
     ) -> None:
         self.loop, self.model, self.optimizers, self.schedulers = loop, model, optimizers, schedulers
         self.training_step, self.connection = training_step, loop._connection
+        self.parallel = self.connection.parallel
         self.device, self.reader = device_of(model), LossReader()
         for scheduler in schedulers:
             validates = loop.validate_every == 1 and self.connection.evaluate is not None
@@ -211,14 +217,18 @@ class _Run:
         loop = self.loop
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        for batch in window:
+        for index, whole in enumerate(window):
+            batch = self.parallel.share(whole)
             if self.device.type != "cpu":
                 batch = to_device(batch, self.device)
-            with autocast(loop.precision, self.device):
-                loss = loss_of(self.training_step(batch, self.model))
-            (loss if len(window) == 1 else loss / len(window)).backward()  # type: ignore[no-untyped-call]
+            place = at.first_epoch + at.epoch, at.batches + index
+            with self.parallel.passes(place):
+                with autocast(loop.precision, self.device):
+                    loss = loss_of(self.training_step(batch, self.model))
+                (loss if len(window) == 1 else loss / len(window)).backward()  # type: ignore[no-untyped-call]
             self.reader.put(loss, (at.steps + 1, at.epoch + 1))
         self.check_losses()
+        self.parallel.meet()
         if loop.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), loop.clip_norm)
         for optimizer in self.optimizers:

@@ -56,6 +56,13 @@ def same_random_states() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators (of every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def same_training_mode(model: nn.Module) -> Iterator[None]:
     """Each module is in training or evaluation mode afterwards as it was before, module by module."""

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnicompress import exchange
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import Penalty, StepEvent, StepHook
 from nnicompress.evaluators.losses import LossReader, loss_of, with_loss
 from nnicompress.evaluators.penalties import PenaltyGradient
 from nnicompress.evaluators.registry import Registry
+
+_WITHOUT_LOSS = (
+    "training_func made a step without calling the training_step that it was given; call that one, not your own: a "
+    "compressor adds to its loss"
+)
 
 
 class LoopStopped(BaseException):
@@ -49,6 +55,8 @@ class Session:
     With several optimizers, steps are those of the first: it alone is counted and fires `before_step`. `after_step`
     fires after each optimizer's step, because each of them writes weights.
 
+    Where several processes train together, a step's loss is the mean of theirs.
+
     A native loop is given `training_step`; an engine hands each loss that it will backpropagate to `take`, and says
     `step_over` when a step's business is done.
     """
@@ -64,6 +72,7 @@ class Session:
         steps: int = 0,
         stop_at: int | None = None,
         closures: bool = False,
+        without_loss: str = _WITHOUT_LOSS,
     ) -> None:
         """Watch a training of `model`.
 
@@ -76,11 +85,13 @@ class Session:
             steps: done before, in a training that is resumed.
             stop_at: the loop is left when it begins another step after so many.
             closures: the engine passes forward and backward to `optimizer.step` as a closure, called once a step.
+            without_loss: what to say where a step is made and no loss was seen.
         """
         self.model, self.optimizers, self.hooks = model, tuple(optimizers), hooks
         self.steps, self.stop_at, self.stopped = steps, stop_at, False
         self.calls = 0
         self._training_step, self._on_step, self._closures = training_step, on_step, closures
+        self._without_loss = without_loss
         self._penalty = PenaltyGradient(hooks.penalties, len(self.optimizers))
         self._reader = LossReader()
         self._loss: Tensor | None = None
@@ -93,7 +104,7 @@ class Session:
                 call()
             except LoopStopped:
                 self.stopped = True
-        self._report(self._reader.flush())
+        self.finish()
 
     def training_step(self, batch: Any, model: nn.Module) -> Any:
         """What the user's loop calls as `training_step`: returns what the user's own returned, of the same form."""
@@ -104,18 +115,25 @@ class Session:
         joined = self.take(loss)
         return output if joined is loss else with_loss(output, joined)
 
-    def take(self, loss: Tensor) -> Tensor:
-        """Record the loss of a batch that will be backpropagated; returns it with the penalties behind it."""
+    def take(self, loss: Tensor, *, adds_up: bool = False) -> Tensor:
+        """Record the loss of a batch that will be backpropagated; returns it with the penalties behind it.
+
+        A step's loss is the mean of its batches' losses, or their sum where the engine divided them before (`adds_up`).
+        """
         if not loss.requires_grad:  # a measurement inside the loop, not a step of it
             return loss
         self.calls += 1
-        self._num_losses += 1
+        self._num_losses = 1 if adds_up else self._num_losses + 1
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         return self._penalty.join(loss, self.model) if self.hooks.penalties else loss
 
     def step_over(self) -> None:
         """The last step's business is done, schedulers included: tell of the steps whose losses have arrived."""
         self._report(self._reader.ready())
+
+    def finish(self) -> None:
+        """The training is over: tell of all steps that are left, waiting for the last loss."""
+        self._report(self._reader.flush())
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -178,14 +196,13 @@ class Session:
                 self.steps += 1
                 if self._loss is None:
                     if not self.calls:
-                        raise UserError(
-                            "training_func made a step without calling the training_step that it was given; call that "
-                            "one, not your own: a compressor adds to its loss"
-                        )
+                        raise UserError(self._without_loss)
                 else:
                     rate = optimizer.param_groups[0]["lr"]
                     loss = self._loss if self._num_losses == 1 else self._loss / self._num_losses
-                    self._reader.put(loss, (self.steps, rate.item() if isinstance(rate, Tensor) else rate))
+                    self._reader.put(
+                        exchange.mean(loss), (self.steps, rate.item() if isinstance(rate, Tensor) else rate)
+                    )
                     self._loss, self._num_losses = None, 0
             if self.hooks.after_step:
                 self._fire(self.hooks.after_step, max(1, self.steps))

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nnicompress import distributed
 from nnicompress.errors import UserError
 from nnicompress.evaluators import demands
 from nnicompress.evaluators.base import EvaluatorBase
 from nnicompress.evaluators.contract import ModelInput, TrainResult
+from nnicompress.evaluators.data_parallel import Alone, DataParallel
 from nnicompress.evaluators.inputs import FirstForward
 from nnicompress.evaluators.loop import Connection, TrainingLoop
 from nnicompress.evaluators.preserve import no_gradients, same_random_states, same_tensors, same_training_mode
@@ -114,11 +116,12 @@ class TorchEvaluator(EvaluatorBase):
             max_steps=max_steps,
             max_epochs=max_epochs,
             resume=resume,
+            parallel=self._parallel(),
         )
         return training.run(self.evaluate if self.evaluating_func is not None else None, self._epochs_done)
 
     def _iterate(self, num_batches: int) -> str | None:
-        session = self._dry_run(num_batches)
+        session = self._dry_run(num_batches, self._parallel())
         return demands.check_steps(session.steps, False, demands.step_budget(num_batches, None, None))
 
     def _measure(self, split: str) -> dict[str, float]:
@@ -131,7 +134,7 @@ class TorchEvaluator(EvaluatorBase):
 
         handle = self.model.register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
         try:
-            self._dry_run(1)
+            self._dry_run(1, Alone())  # whole batches: the inputs are the same with any number of processes
         except FirstForward as found:
             return found.inputs
         finally:
@@ -142,17 +145,27 @@ class TorchEvaluator(EvaluatorBase):
         assert self.training_func is not None and self.training_step is not None
         return Loop(self.training_func, self.training_step, self._rebuilder)
 
-    def _dry_run(self, num_steps: int) -> Session:
+    def _parallel(self) -> Alone:
+        """This process's part in a training; a training_func of the user's own sees to its processes itself."""
+        together = distributed.world_size() > 1 and isinstance(self.training_func, TrainingLoop)
+        return DataParallel(self.model, self._own()) if together else Alone()
+
+    def _dry_run(self, num_steps: int, parallel: Alone) -> Session:
         """Run the loop on optimizers that move nothing, and leave it where it would make another step."""
         loop, model = self._loop(), self.model
         optimizers, schedulers = self._rebuilder.build(
             model, tuple(self._parameters), lambda: loop.scheduler_steps(num_steps, None), dry=True
         )
         session = Session(
-            model, optimizers, loop.training_step, self._hooks, on_step=lambda step: None, stop_at=num_steps
+            model,
+            optimizers,
+            parallel.weighted(loop.training_step),
+            self._hooks,
+            on_step=lambda step: None,
+            stop_at=num_steps,
         )
         with same_tensors(model), no_gradients(model, *self._own()), same_training_mode(model), same_random_states():
-            loop.run(session, schedulers, Connection(dry=True), num_steps, None)
+            loop.run(session, schedulers, Connection(dry=True, parallel=parallel), num_steps, None)
         return session
 
 

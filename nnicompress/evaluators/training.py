@@ -12,6 +12,7 @@ from torch import nn
 from nnicompress.errors import UserError
 from nnicompress.evaluators import demands
 from nnicompress.evaluators.contract import TrainResult
+from nnicompress.evaluators.data_parallel import Alone
 from nnicompress.evaluators.loop import Connection, TrainingLoop
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.rebuild import OwnGroup, Rebuilder
@@ -80,8 +81,9 @@ class Training:
         max_steps: int | None,
         max_epochs: int | None,
         resume: Mapping[str, Any] | None,
+        parallel: Alone,
     ) -> None:
-        self.loop, self.listener, self.resume = loop, listener, resume
+        self.loop, self.listener, self.resume, self.parallel = loop, listener, resume, parallel
         self.max_steps, self.max_epochs, self.per_epoch = max_steps, max_epochs, loop.steps_per_epoch
         if max_epochs is not None and loop.shipped is None and self.per_epoch is None:
             demands.check_reads(loop.training_func, "max_epochs", max_epochs)
@@ -93,7 +95,7 @@ class Training:
         self.session = Session(
             model,
             optimizers,
-            loop.training_step,
+            parallel.weighted(loop.training_step),
             hooks,
             on_step=self.record.step_done,
             steps=resume["steps"] if resume else 0,
@@ -112,7 +114,7 @@ class Training:
         max_steps, max_epochs = self._restore() if self.resume else (self.max_steps, self.max_epochs)
         self.listener(TrainingStarted(None if self.budget is None else self.budget[0]))
         if (max_steps is None or max_steps > 0) and (max_epochs is None or max_epochs > 0):
-            connection = Connection(session.step_over, self.record.epoch_done, evaluate)
+            connection = Connection(session.step_over, self.record.epoch_done, evaluate, parallel=self.parallel)
             self.loop.run(session, self.schedulers, connection, max_steps, max_epochs)
         self.listener(TrainingFinished(session.steps))
         warning = demands.check_steps(session.steps, session.stopped, self.budget)

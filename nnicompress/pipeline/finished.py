@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from nnicompress import distributed
 from nnicompress.errors import JobError
 from nnicompress.pipeline.keys import Parts, differences, file_digest
 from nnicompress.pipeline.run_dir import PROGRESS
@@ -34,6 +36,15 @@ class FinishedStage(Record):
         """Names of the files and folders that it put into the run's folder."""
         paths = [name.removeprefix(PUBLISHED) for name in self.files if name.startswith(PUBLISHED)]
         return list(dict.fromkeys(path.partition("/")[0] for path in paths))
+
+
+def bring(folder: Path, files: Iterable[str]) -> None:
+    """Give every process the files of a finished stage that the main one has in `folder`."""
+    for name in files:
+        content = distributed.from_main((folder / name).read_bytes)
+        if not distributed.is_main():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def read_finished(folder: Path) -> FinishedStage | None:

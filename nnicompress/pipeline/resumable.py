@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nnicompress import distributed
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.events import Event, Note, StageResumed, StepDone
 from nnicompress.pipeline.checkpoint import State
@@ -65,7 +66,7 @@ class ResumableStage:
 
     def go_on(self) -> Any:
         """Bring model, evaluator and curves to the saved state and return the compressor's; None: nothing was saved."""
-        saved = self.context.checkpoint.load()
+        saved = distributed.from_main(self.context.checkpoint.load)
         if saved is None:
             if self.context.began_before and not self.able:
                 text = "this training_func can't be continued in the middle: the stage begins again"

@@ -6,7 +6,11 @@ import hashlib
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from nnicompress import distributed
 from nnicompress.events import Event, Listener, Note, StageFinished, StageStarted, silent
 from nnicompress.export.card import write_model_card
 from nnicompress.export.plain import FOLDER
@@ -14,7 +18,7 @@ from nnicompress.pipeline.assemble import assemble
 from nnicompress.pipeline.checkpoint import Checkpoint
 from nnicompress.pipeline.context import Context
 from nnicompress.pipeline.faults import explained
-from nnicompress.pipeline.finished import FILE, FinishedStage, digests, read_finished, reason_to_run
+from nnicompress.pipeline.finished import FILE, FinishedStage, bring, digests, read_finished, reason_to_run
 from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.keys import digest_of, stage_parts
 from nnicompress.pipeline.manifest import conclude_manifest, write_manifest
@@ -37,13 +41,17 @@ def run_job(job: Job, listener: Listener = silent, *, fresh: bool = False, expla
     1) starts from the seed `job.seed + i`, the model is built from `job.seed`, so a stage's randomness does not depend
     on the stages before it.
 
+    Several processes (started by torchrun) all run all stages. The main one has the folder and decides what is reused;
+    the others work in a temporary folder of their own, and their report goes nowhere.
+
     Raises:
         RunLockedError: another process is writing this run.
         JobError: a stage failed; `status.json` says which and why, and the folder holds only finished stages.
         RunInterrupted: Ctrl-C; the state is saved, the status says `interrupted`.
     """
     started = now(), time.perf_counter()
-    curves, listeners = CurveRecorder(), [listener]
+    curves = CurveRecorder()
+    listeners: list[Listener] = []
 
     def hear(event: Event) -> None:
         curves(event)
@@ -51,9 +59,16 @@ def run_job(job: Job, listener: Listener = silent, *, fresh: bool = False, expla
             one(event)
 
     with ExitStack() as stack:
+        stack.enter_context(distributed.joined())
         stop = stack.enter_context(stoppable())
+        if distributed.is_main():
+            listeners.append(listener)
+        else:
+            folder = stack.enter_context(TemporaryDirectory(prefix="nnicompress-"))
+            job = replace(job, run_dir=Path(folder), save_every=0, logging=())
         run = stack.enter_context(open_run(job.run_dir, fresh=fresh))
         stack.enter_context(explained(run))
+        stack.enter_context(distributed.blaming(lambda reason: run.give_up("failed", f"JobError: {reason}")))
         device = stack.enter_context(controlled(job.seed, job.runtime))
         write_manifest(job, run.path)
         listeners += stack.enter_context(open_loggers(job.logging, run.path))
@@ -95,10 +110,17 @@ class _Stages:
         if context.stop.requested is not None:
             context.stop.now()
         parts = stage_parts(context.job, plan, index, self.incoming, context.device)
-        found = read_finished(folder)
-        reason = reason_to_run(folder, found, parts)
+        if distributed.world_size() > 1:
+            parts["processes"] = distributed.world_size()  # gradients are rounded in another order
+
+        def look() -> tuple[FinishedStage | None, str | None]:
+            found = read_finished(folder)
+            return found, reason_to_run(folder, found, parts)
+
+        found, reason = distributed.from_main(look)
         if reason is None:
             assert found is not None
+            bring(folder, found.files)
             context.listener(Note(f"{plan.name}: reused, nothing that it depends on has changed"))
             context.folder = folder
             RUNNERS[plan.name].restore(context, plan, found.facts)

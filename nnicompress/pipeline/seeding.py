@@ -10,19 +10,27 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from nnicompress import distributed
 from nnicompress.errors import ConfigError
+from nnicompress.evaluators.preserve import seed_everything as seed_everything
 from nnicompress.pipeline.settings import RuntimeSettings
 
 
 def resolve_device(runtime: RuntimeSettings) -> torch.device:
-    """The device that `runtime.device` means on this machine.
+    """The device that `runtime.device` means on this machine; each of several processes has a CUDA device of its own.
 
     Raises:
-        ConfigError: the device is named and isn't there.
+        ConfigError: the device is named and isn't there, or there are fewer than processes.
     """
-    if runtime.device == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(runtime.device)
+    if runtime.device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.local_device("cuda", torch.cuda.device_count()))
+    device = torch.device("cpu" if runtime.device == "auto" else runtime.device)
+    if distributed.launched() and (":" in runtime.device or device.type == "mps"):
+        raise ConfigError(
+            f"{runtime.device!r} is one device, and each of {os.environ['WORLD_SIZE']} processes needs its own; use "
+            "auto, cuda or cpu",
+            key="runtime.device",
+        )
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -31,13 +39,6 @@ def resolve_device(runtime: RuntimeSettings) -> torch.device:
     if not there:
         raise ConfigError(f"device {runtime.device!r} is not available here; use auto or cpu", key="runtime.device")
     return device
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy's global generator and torch (every device)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextmanager

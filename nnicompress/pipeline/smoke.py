@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 if TYPE_CHECKING:
     from nnicompress.data.roles import Data
@@ -41,9 +41,32 @@ class FewBatches:
         return f"first-{self._num_batches}-batches-of-{self._data.fingerprint()}"
 
     def _first(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        batches = list(islice(loader, self._num_batches))
-        # Batches are made already: a loader with batch_size None hands them out as they are.
-        return DataLoader(batches, batch_size=None, sampler=_InOrder(len(batches)))  # type: ignore[arg-type]
+        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+            # Batches are made already: a loader with batch_size None hands them out as they are.
+            made = _FirstSamples(list(islice(loader, self._num_batches)))
+            return DataLoader(made, batch_size=None, sampler=_InOrder(len(made)))
+        batches = list(islice(loader.batch_sampler, self._num_batches))
+        first = _FirstSamples(loader.dataset, [key for batch in batches for key in batch])
+        size = max((len(batch) for batch in batches), default=1)
+        return DataLoader(first, batch_size=size, sampler=_InOrder(len(first)), collate_fn=loader.collate_fn)
+
+
+class _FirstSamples(Dataset[Any]):
+    """The samples of a data set at `keys`, which a sampler gave; engines draw from it as from the whole."""
+
+    def __init__(self, samples: Any, keys: Sequence[Any] | None = None) -> None:
+        self._samples, self._keys = samples, range(len(samples)) if keys is None else keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._samples[self._keys[index]]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        keys = [self._keys[index] for index in indices]
+        whole = getattr(self._samples, "__getitems__", None)
+        return [self._samples[key] for key in keys] if whole is None else whole(keys)
 
 
 class _InOrder(Sampler[int]):

@@ -9,16 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from nnicompress import distributed
+
 
 class Stop:
     """Whether somebody asked the run to stop.
 
     While `armed`, the first signal only sets `requested`, and whoever armed it saves and then calls `now`. A second
     signal, or one while nothing is armed, ends the run where it is.
+
+    Of several processes, the main one decides and saves, and its leaving ends the others: they hear a second signal.
     """
 
     def __init__(self) -> None:
         self.armed = False
+        self._deaf = not distributed.is_main()
         self.requested: int | None = None
         self._process = os.getpid()
 
@@ -29,6 +34,9 @@ class Stop:
             # progress needs them; the run itself ends them, by SIGTERM.
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
+            return
+        if self._deaf:
+            self._deaf = False
             return
         first, self.requested = self.requested is None, signum
         if not (self.armed and first):
@@ -53,4 +61,5 @@ def stoppable() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is stop:  # else somebody has chosen not to hear it any more
+                signal.signal(number, handler)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnicompress import exchange
 from nnicompress.errors import ConfigError, NothingPrunedError
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.events import Listener, Note, silent
@@ -38,6 +39,10 @@ from nnicompress.pruning.settings import PrunerSettings, TensorSettings
 MOST_OF_A_WIDTH = 0.95
 """The default `max_sparse_ratio` of channels: competing widths may not empty a layer."""
 Targets = Sequence[Mapping[str, Any]]
+_UNEQUAL_MASKS = (
+    "their scores were made of different weights, gradients or random numbers; the training must average its gradients "
+    "over the processes"
+)
 
 
 class Pruner:
@@ -115,6 +120,7 @@ class Pruner:
             for number, share in enumerate(shares[at.number :], start=at.number + 1):
                 removed, allotments = self._remove(plan, share, removed)
                 masks = self._masks(model, plan, removed)
+                exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
                 rows, unprunable, totals = describe(model, plan, allotments, share)
                 removal = {name: indices for name, indices in removed.widths.items() if len(indices)}
                 result = PruningResult(removal, masks, rows, unprunable, totals, groups)

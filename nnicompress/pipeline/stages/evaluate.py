@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from nnicompress import distributed
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.export.comparison import cpu_copy, on_device
@@ -36,7 +39,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
         if settings.memory:
             with evaluator.bound(phase.model):
                 inputs = context.inputs(evaluator, context.job.batch_size)
-            phase.peak_memory = peak_memory(phase.model, inputs)
+            phase.peak_memory = distributed.from_main(partial(peak_memory, phase.model, inputs))
     for name in context.exported:
         context.artifacts.append(_measure_artifact(context, evaluator, settings, name))
     measured = Measurements(
@@ -138,7 +141,10 @@ def _time(
     calls: dict[str, Call], batch_size: int, context: Context, settings: EvaluateSettings
 ) -> dict[str, LatencyRecord]:
     repeats, seconds = (5, 0.2) if context.job.smoke else (settings.repeats, settings.seconds)
-    measured = measure_calls(calls, warmup=settings.warmup, repeats=repeats, seconds=seconds)
+    # The other processes wait and leave the machine to this one.
+    measured = distributed.from_main(
+        lambda: measure_calls(calls, warmup=settings.warmup, repeats=repeats, seconds=seconds)
+    )
     return {
         name: LatencyRecord(batch_size=batch_size, median=one.median, low=one.low, high=one.high, repeats=one.repeats)
         for name, one in measured.items()

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from nnicompress import exchange
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.resumable import ResumableStage
 from nnicompress.pipeline.settings import TrainSettings
 from nnicompress.pipeline.smoke import NUM_BATCHES
+from nnicompress.pipeline.weights import all_tensors
+
+UNSYNCHRONISED = (
+    "the training kept them apart; a training_func of your own must wrap its model in DistributedDataParallel (or "
+    "average the gradients itself), and a buffer that each process fills must be made equal at its end"
+)
 
 
 def run(context: Context, plan: StagePlan) -> Facts:
@@ -57,6 +64,7 @@ def train(context: Context, plan: StagePlan) -> Facts:
             result = evaluator.train(max_steps=NUM_BATCHES)
         else:
             result = evaluator.train(max_steps=settings.max_steps, max_epochs=settings.max_epochs)
+    exchange.check_equal("the weights", all_tensors(context.model), UNSYNCHRONISED)
     facts: Facts = {"steps": result.steps}
     if result.losses:
         facts["last_loss"] = result.losses[-1]
