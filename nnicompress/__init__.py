@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnicompress.api import run as run
+    from nnicompress.evaluators.lightning.evaluator import LightningEvaluator as LightningEvaluator
     from nnicompress.evaluators.torch_evaluator import TorchEvaluator as TorchEvaluator
+    from nnicompress.evaluators.transformers.evaluator import TransformersEvaluator as TransformersEvaluator
     from nnicompress.export.plain import load as load
     from nnicompress.graph import capture as capture
     from nnicompress.graph import find_channel_groups as find_channel_groups
@@ -26,6 +28,8 @@ _HOME = {
     "run": "nnicompress.api",
     "load": "nnicompress.export.plain",
     "TorchEvaluator": "nnicompress.evaluators.torch_evaluator",
+    "LightningEvaluator": "nnicompress.evaluators.lightning.evaluator",
+    "TransformersEvaluator": "nnicompress.evaluators.transformers.evaluator",
     "Pruner": "nnicompress.pruning.pruner",
     "capture": "nnicompress.graph",
     "find_channel_groups": "nnicompress.graph",

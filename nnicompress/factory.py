@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
-
-from nnicompress.config.blueprint import Blueprint, StageBlueprint, draw
+from nnicompress.config.blueprint import Blueprint, draw
 from nnicompress.config.resolve import resolve
 from nnicompress.config.schema import RecipeSettings, validate
+from nnicompress.data.datamodule import DataModuleData, is_datamodule
+from nnicompress.engines import EvaluatorFactory, metric_name
 from nnicompress.errors import ConfigError, InputErrors, UserError
-from nnicompress.evaluators.evaluation import Evaluation
-from nnicompress.evaluators.loop import TrainingLoop
-from nnicompress.evaluators.training_step import SupervisedStep
-from nnicompress.events import Listener
 from nnicompress.pipeline.job import Job, StagePlan
-from nnicompress.pipeline.seeding import resolve_device
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.trace import Traced
 
@@ -26,7 +19,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from nnicompress.data.roles import Data
-    from nnicompress.evaluators.contract import Evaluator
 
 
 def build_job(cfg: DictConfig, *, smoke: bool = False) -> Job:
@@ -65,7 +57,7 @@ def assemble(settings: RecipeSettings, blueprint: Blueprint, data: Data, *, smok
         batch_size=batch_size_of(settings),
         runtime=settings.runtime,
         expected=settings.expected,
-        metric=metric_name(blueprint),
+        metric=metric_name(settings, blueprint),
         mode=settings.evaluator.mode,
         logging=settings.head.logging,
         smoke=smoke,
@@ -73,64 +65,11 @@ def assemble(settings: RecipeSettings, blueprint: Blueprint, data: Data, *, smok
     )
 
 
-@dataclass(frozen=True)
-class EvaluatorFactory:
-    """Builds the recipe's evaluator anew for each stage, with the stage's optimizer and scheduler."""
-
-    settings: RecipeSettings
-    blueprint: Blueprint
-    data: Data
-
-    def of_stage(self, name: str) -> Callable[[Listener], Evaluator]:
-        """How to build the evaluator of stage `name`."""
-        stage = self.blueprint.stages[name]
-        return lambda listener: self.build(stage, listener)
-
-    def build(self, stage: StageBlueprint, listener: Listener) -> Evaluator:
-        """The shipped loop, training step and evaluation, or the user's own functions in their places."""
-        from nnicompress.evaluators.torch_evaluator import TorchEvaluator
-
-        functions = self.blueprint.functions
-        return TorchEvaluator(
-            functions.get("training_func") or self.training_loop(stage),
-            stage.optimizer,
-            functions.get("training_step") or self.training_step(),
-            stage.scheduler,
-            evaluating_func=functions.get("evaluating_func") or self.evaluation(),
-            listener=listener,
-        )
-
-    def training_loop(self, stage: StageBlueprint) -> TrainingLoop:
-        """The shipped loop over the train role."""
-        evaluator, runtime = self.settings.evaluator, self.settings.runtime
-        return TrainingLoop(
-            self.data.train_loader,
-            seed=self.settings.head.seed,
-            interval=stage.interval,
-            clip_norm=evaluator.clip_norm,
-            accumulate=evaluator.accumulate,
-            precision=runtime.precision,
-        )
-
-    def training_step(self) -> SupervisedStep | None:
-        """The shipped step with the recipe's loss, on the run's device (a loss may hold class weights)."""
-        if self.blueprint.loss is None:
-            return None
-        loss = self.blueprint.loss.build()
-        return SupervisedStep(loss.to(resolve_device(self.settings.runtime)) if isinstance(loss, nn.Module) else loss)
-
-    def evaluation(self) -> Evaluation | None:
-        """The recipe's metric over the validation and the test role."""
-        if self.blueprint.metric is None:
-            return None
-        loaders = {"validation": self.data.validation_loader, "test": self.data.test_loader}
-        return Evaluation(loaders, self.blueprint.metric, precision=self.settings.runtime.precision)
-
-
 def build_data(blueprint: Blueprint) -> Data:
     """The recipe's data object; what its constructor raises becomes one ConfigError."""
     assert blueprint.data is not None
-    data: Data = built(blueprint.data, "data")
+    found = built(blueprint.data, "data")
+    data: Data = cast("Data", DataModuleData(found)) if is_datamodule(found) else found
     return data
 
 
@@ -151,11 +90,3 @@ def batch_size_of(settings: RecipeSettings) -> int:
     """The recipe's batch, at which latency is measured: `data.batch_size`, or 1 where the data have no such setting."""
     size = settings.data.get("batch_size", 1)
     return size if isinstance(size, int) else 1
-
-
-def metric_name(blueprint: Blueprint) -> str:
-    """What the report calls the default metric: `accuracy` for any torchmetrics accuracy, else the class's name."""
-    if blueprint.metric is None or "evaluating_func" in blueprint.functions:
-        return "metric"
-    name = blueprint.metric.name
-    return "accuracy" if name.endswith("Accuracy") else name

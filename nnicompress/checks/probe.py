@@ -13,6 +13,7 @@ from torch import nn
 
 from nnicompress.data.roles import Data
 from nnicompress.errors import UserError
+from nnicompress.evaluators.contract import Evaluator, ModelInput
 from nnicompress.evaluators.inputs import resized
 from nnicompress.evaluators.optimizers import OptimizerSpec
 from nnicompress.evaluators.rebuild import Rebuilder
@@ -43,6 +44,12 @@ def on_first_batch(called: Callable[..., Any], *args: Any) -> Any:
         raise
     except Exception as error:  # a forward of anybody's may raise anything
         raise UserError(f"on the first batch it raises {type(error).__name__}: {_first_line(error)}") from error
+
+
+def first_inputs(evaluator: Evaluator, model: nn.Module) -> ModelInput:
+    """The inputs of the model's first call in the evaluator's training, two samples of them."""
+    with evaluator.bound(model):
+        return on_first_batch(evaluator.example_inputs, 2)  # type: ignore[no-any-return]
 
 
 def two_samples(data: Data) -> tuple[Any, Any]:

@@ -12,18 +12,25 @@ import torch
 from torch import nn
 
 from nnicompress.checks.exports import as_call, asked_formats, exports
-from nnicompress.checks.probe import on_first_batch, random_states_kept, training_objects_built, two_samples
+from nnicompress.checks.probe import (
+    first_inputs,
+    on_first_batch,
+    random_states_kept,
+    training_objects_built,
+    two_samples,
+)
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
 from nnicompress.config.schema import RecipeSettings, examine
 from nnicompress.data.roles import Data
+from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, InputErrors, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
 from nnicompress.export.inference import inference_facts
-from nnicompress.factory import EvaluatorFactory, built
+from nnicompress.factory import build_data, built
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
 from nnicompress.pipeline.settings import StartSettings
@@ -183,7 +190,7 @@ class _Check:
         traced = self.blueprint.data
         if traced is None or _has_missing(self.resolved.values["data"]):
             return None
-        data = self.attempt("data", built, traced, "data")
+        data: Any = self.attempt("data", build_data, self.blueprint)
         if data is not None and not isinstance(data, Data):
             members = ("num_classes", "input_shape", "train_loader", "validation_loader", "test_loader", "fingerprint")
             lacking = ", ".join(member for member in members if not hasattr(data, member))
@@ -218,6 +225,8 @@ class _Check:
             prefix = f"stages.{name}."
             optimizer_key = f"{prefix}optimizer" if "optimizer" in own else "optimizer"
             scheduler_key = f"{prefix}scheduler" if "scheduler" in own else "scheduler"
+            if stage.optimizer is None:  # the engine's own, which only a training builds
+                continue
             alone = self.attempt(optimizer_key, training_objects_built, stage.optimizer, None, model)
             if alone and stage.scheduler is not None:
                 self.attempt(scheduler_key, training_objects_built, stage.optimizer, stage.scheduler, model)
@@ -264,18 +273,21 @@ class _Check:
             if evaluator is None:
                 return
             for capability, why in asked:
-                if capability not in evaluator.capabilities:
+                if capability in evaluator.capabilities:
+                    continue
+                who = f"the {stage.compressor.importance.name} pruner" if stage.compressor else f"stage {stage.name!r}"
+                if settings.evaluator.name == "torch":
                     missing, function = _GIVEN_BY[capability]
-                    who = (
-                        f"the {stage.compressor.importance.name} pruner"
-                        if stage.compressor
-                        else f"stage {stage.name!r}"
-                    )
                     self.fail(f"{who} needs it, or your own {function}, {why}", f"evaluator.{missing}")
+                else:
+                    self.attempt("evaluator", evaluator.require, capability, by=who, why=why)
 
     def one_batch(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
         """Two samples go through model, loss, metric and exporters, unless the user's own code calls the model."""
-        functions, blueprint = self.blueprint.functions, self.blueprint
+        functions, parts = self.blueprint.functions, self.blueprint.evaluator
+        if settings.evaluator.name != "torch":
+            self.first_inputs(settings, model, data)
+            return
         if "training_func" in functions or "training_step" in functions or self.errors:
             return
         batch = self.attempt("data", two_samples, data)
@@ -285,14 +297,26 @@ class _Check:
         model.eval()
         with torch.no_grad():
             outputs = self.attempt("model", on_first_batch, predict, model, inputs)
-            for name, traced in (("loss", blueprint.loss), ("metric", blueprint.metric)):
-                if outputs is None or traced is None:
+            for name, traced in parts.items():
+                if outputs is None:
                     continue
                 called = self.attempt(f"evaluator.{name}", built, traced, f"evaluator.{name}")
                 if called is not None:
                     self.attempt(f"evaluator.{name}", on_first_batch, called, outputs, targets)
         if not self.errors:
             self.exports(settings, model, as_call(inputs))
+
+    def first_inputs(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
+        """The engine's training begins, as far as the model's first call, whose inputs go through the exporters."""
+        stage = next((stage.name for stage in settings.stages if stage.name in self.blueprint.stages), None)
+        if stage is None or self.errors:
+            return
+        evaluator = self.attempt("evaluator", EvaluatorFactory(settings, self.blueprint, data).of_stage(stage), silent)
+        if evaluator is None:
+            return
+        inputs = self.attempt("evaluator", first_inputs, evaluator, model)
+        if inputs is not None:
+            self.exports(settings, model, inputs)
 
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))

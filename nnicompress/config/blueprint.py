@@ -11,9 +11,9 @@ from nnicompress.config.resolve import Resolved, SourceOf, StageObjects, unknown
 from nnicompress.errors import ConfigError, InputErrors, UserError
 from nnicompress.evaluators.optimizers import OptimizerSpec, check_optimizer_class
 from nnicompress.evaluators.scheduling import FILLED
+from nnicompress.evaluators.settings import ENGINES, EngineSettings, EvaluatorSettings
 from nnicompress.trace import Traced
 
-FUNCTIONS = ("training_func", "training_step", "evaluating_func")
 Interval = Literal["step", "epoch"]
 
 
@@ -21,7 +21,8 @@ Interval = Literal["step", "epoch"]
 class StageBlueprint:
     """A stage's optimizer and scheduler, and after what the scheduler is stepped."""
 
-    optimizer: OptimizerSpec
+    optimizer: OptimizerSpec | None
+    """None: the engine's own."""
     scheduler: Traced | None
     interval: Interval
 
@@ -32,10 +33,10 @@ class Blueprint:
 
     model: Traced | None
     data: Traced | None
-    loss: Traced | None
-    metric: Traced | None
+    evaluator: Mapping[str, Traced]
+    """The evaluator's parts (`loss`, `metric`, `trainer` ...), where the recipe says how to build them."""
     functions: Mapping[str, Callable[..., Any]]
-    """The user's own `training_func`, `training_step` and `evaluating_func`, where the recipe names them."""
+    """The user's own functions (`training_func`, `evaluating_func` ...), where the recipe names them."""
     stages: Mapping[str, StageBlueprint]
     errors: tuple[ConfigError, ...] = field(default=())
 
@@ -53,15 +54,16 @@ class _Drawing:
         values = resolved.values
         evaluator = values.get("evaluator")
         evaluator = evaluator if isinstance(evaluator, dict) else {}
+        # An engine of no known name is the schema's error; the torch engine's keys do no harm then.
+        engine = ENGINES.get(str(evaluator.get("name", "torch")), EvaluatorSettings)
         shared = self.stage(
             StageObjects(values.get("optimizer"), values.get("scheduler")), "", {"optimizer", "scheduler"}
         )
         return Blueprint(
             model=self.node(values.get("model"), "model"),
             data=self.node(values.get("data"), "data"),
-            loss=self.node(evaluator.get("loss"), "evaluator.loss"),
-            metric=self.node(evaluator.get("metric"), "evaluator.metric"),
-            functions=self.functions(evaluator),
+            evaluator=self.parts(evaluator, engine),
+            functions=self.functions(evaluator, engine.FUNCTIONS),
             stages=self.stages(resolved, shared),
             errors=tuple(self.errors),
         )
@@ -85,7 +87,7 @@ class _Drawing:
         if isinstance(objects.scheduler, dict):
             key = keys["scheduler"]
             scheduler = self.node(objects.scheduler, key, positional=("optimizer",), filled=FILLED, own=("interval",))
-        if optimizer is None or len(self.errors) > before:
+        if len(self.errors) > before or (optimizer is None and objects.optimizer is not None):
             return None
         return StageBlueprint(optimizer, scheduler, interval)
 
@@ -109,9 +111,20 @@ class _Drawing:
             self.fail(f"{interval!r} is not 'step' or 'epoch'", f"{key}.interval")
         return "epoch" if interval == "epoch" else "step"
 
-    def functions(self, evaluator: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    def parts(self, evaluator: Mapping[str, Any], engine: type[EngineSettings]) -> dict[str, Traced]:
+        nodes = {
+            name: self.node(
+                evaluator.get(name),
+                f"evaluator.{name}",
+                positional=("model",) if name in engine.AROUND_MODEL else (),
+            )
+            for name in engine.NODES
+        }
+        return {name: traced for name, traced in nodes.items() if traced is not None}
+
+    def functions(self, evaluator: Mapping[str, Any], names: Iterable[str]) -> dict[str, Callable[..., Any]]:
         found = {}
-        for name in FUNCTIONS:
+        for name in names:
             if isinstance(dotted := evaluator.get(name), str):
                 try:
                     found[name] = function(dotted, key=f"evaluator.{name}", source_of=self.source_of)

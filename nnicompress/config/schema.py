@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, unknown_source
 from nnicompress.config.words import MISSING_VALUE, config_errors, unknown_key
 from nnicompress.errors import ConfigError, InputErrors, did_you_mean
-from nnicompress.evaluators.settings import EvaluatorSettings
+from nnicompress.evaluators.settings import ENGINES, EngineSettings
 from nnicompress.pipeline.settings import (
     STAGES,
     ExportSettings,
@@ -59,7 +59,8 @@ class RecipeStage:
 
     name: str
     settings: Settings
-    optimizer: Node
+    optimizer: Node | None
+    """None: the engine's own."""
     scheduler: Node | None
     compressor: PrunerSettings | None = None
     compressor_key: str | None = None
@@ -73,7 +74,7 @@ class RecipeSettings:
     head: HeadSettings
     model: Node
     data: Node
-    evaluator: EvaluatorSettings
+    evaluator: EngineSettings
     runtime: RuntimeSettings
     expected: ExpectedSettings
     stages: tuple[RecipeStage, ...]
@@ -122,10 +123,9 @@ class _Validation:
             self.add(name, unknown_key(name, known), shown_key=None)
         head = self.settings(HeadSettings, {k: v for k, v in self.values.items() if k in HeadSettings.model_fields}, "")
         model, data = self.node("model", self.values.get("model")), self.node("data", self.values.get("data"))
-        self.node("optimizer", self.values.get("optimizer"))
-        if self.values.get("scheduler") is not None:
-            self.node("scheduler", self.values["scheduler"])
-        evaluator = self.settings(EvaluatorSettings, self.values.get("evaluator"), "evaluator")
+        engine = self.engine(self.values.get("evaluator"))
+        self.training_objects(engine)
+        evaluator = self.settings(engine, self.values.get("evaluator"), "evaluator") if engine is not None else None
         runtime = self.settings(RuntimeSettings, self.values.get("runtime"), "runtime")
         expected = self.settings(ExpectedSettings, self.values.get("expected"), "expected")
         self.settings(ExportSettings, self.values.get("export"), "export")
@@ -175,6 +175,26 @@ class _Validation:
             shown = "null" if value is None else repr(value)
             self.add(key, f"{shown} is not a mapping with a _target_; choose an option of the group {key!r}")
         return None
+
+    def engine(self, values: Any) -> type[EngineSettings] | None:
+        """The settings' class of the engine that the evaluator names."""
+        name = values.get("name", "torch") if isinstance(values, dict) else "torch"
+        if name in ENGINES:
+            return ENGINES[name]
+        near = did_you_mean(str(name), ENGINES) or f"; engines: {', '.join(ENGINES)}"
+        self.add("evaluator.name", f"no engine {name!r}{near}")
+        return None
+
+    def training_objects(self, engine: type[EngineSettings] | None) -> None:
+        """The recipe's optimizer, which only some engines can do without, and its scheduler."""
+        optimizer, scheduler = self.values.get("optimizer"), self.values.get("scheduler")
+        engine_has_one = engine is None or engine.OWN_OPTIMIZER
+        if optimizer is not None or not engine_has_one:
+            self.node("optimizer", optimizer)
+        if scheduler is not None:
+            self.node("scheduler", scheduler)
+            if optimizer is None and engine_has_one:
+                self.add("scheduler", "it sets the rate of a recipe's optimizer, and there is none: name both or none")
 
     def compressor(self, values: Any, key: str) -> PrunerSettings | None:
         """The settings of one compressor, by its `kind`."""

@@ -14,6 +14,7 @@ from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.events import Event, StepDone, silent
 from nnicompress.factory import build_job
 from nnicompress.pipeline.job import Job
+from nnicompress.trust import allow
 
 SMALL = ("recipe=taylorfo_resnet", "model.width=4")
 
@@ -123,3 +124,44 @@ def test_what_cannot_be_built_is_the_users_error() -> None:
     assert len(caught.value.errors) == 2
     with pytest.raises(InputErrors, match="unknown key 'sed'"):
         job_of("+sed=1")
+
+
+LOOP = """
+def train(model, optimizer, training_step, lr_scheduler, max_steps, max_epochs, data):
+    for batch in data.train_loader(seed=0):
+        optimizer.zero_grad()
+        training_step(batch, model).backward()
+        optimizer.step()
+        lr_scheduler.step()
+
+train.steps_per_epoch = lambda data: len(data.train_loader(seed=0))
+
+def how_often(model, split, data):
+    return float(len(data.test_loader() if split == "test" else data.validation_loader()))
+"""
+
+
+def test_functions_of_the_users_get_the_data_and_the_report_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop_with_data.py").write_text(LOOP)
+    monkeypatch.chdir(tmp_path)
+    job = job_of("evaluator.training_func=loop_with_data.train", "evaluator.evaluating_func=loop_with_data.how_often")
+    assert job.metric == "how often"
+    evaluator, model = job.stages[0].build_evaluator(silent), job.build_model.build()
+    with evaluator.bound(model):
+        result = evaluator.train(max_epochs=1)
+        assert (result.steps, result.epochs) == (len(job.data.train_loader(0)), 1.0)
+        assert evaluator.evaluate("test") == {"default": float(len(job.data.test_loader()))}
+
+
+def test_code_that_lies_beside_a_recipe_is_found_and_needs_trust(tmp_path: Path) -> None:
+    """In a folder that is neither shipped nor the current one, code must be trusted by name."""
+    (tmp_path / "net_beside.py").write_text("from torch import nn\nclass Net(nn.Flatten):\n    pass\n")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("# Mine\nmodel: {_target_: net_beside.Net}\nstages: {train: {max_epochs: 1}}\n")
+    overrides = [f"recipe={recipe}", "~model.num_classes", "~model.in_channels", "~model.width"]
+    with pytest.raises(InputErrors, match="net_beside.Net.* may not be called from a config; .*--trust net_beside"):
+        build_job(compose(overrides))
+    with allow(["net_beside"]):
+        assert type(build_job(compose(overrides)).build_model.build()).__name__ == "Net"

@@ -12,6 +12,7 @@ from nnicompress.checks.recipe import check_recipe
 from nnicompress.config.compose import compose
 from nnicompress.config.messages import explained
 from nnicompress.errors import ConfigError, InputErrors
+from nnicompress.paths import find_recipes
 
 TAYLOR = "recipe=taylorfo_resnet"
 COMPRESSORS = "(known: l1, l2, level, random, taylorfo, taylorfo_squared_sum)"
@@ -82,10 +83,10 @@ def test_a_wrong_key_below_a_right_one_is_told_by_the_schema(override: str, line
 
 
 def test_a_wrong_recipe_is_one_line_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = "(known: l1_mobilenet, level_mlp, random_resnet, taylorfo_resnet)"
+    known = f"(known: {', '.join(find_recipes())})"
     assert line_of() == f"no recipe given; write recipe=NAME {known}"
-    assert line_of("recipe=taylorf_resnet") == (
-        f"no recipe named 'taylorf_resnet'; did you mean 'taylorfo_resnet'? {known} (command line)"
+    assert line_of("recipe=level_mpl") == (
+        f"no recipe named 'level_mpl'; did you mean 'level_mlp'? {known} (command line)"
     )
     assert line_of("recipe=taylorfo_resnet.yaml") == (
         "no file 'taylorfo_resnet.yaml'; the recipe is called 'taylorfo_resnet': recipe=taylorfo_resnet (command line)"

@@ -27,23 +27,55 @@ SETTINGS = {
     "model/vgg16": ["model.width=4", "model.hidden=16"],
     "model/mlp": ["compressor=level", "compressor.targets.weights.op_types=[Linear]", "~stages.shrink"],
     "compressor/level": ["~stages.shrink"],
+    "evaluator/transformers": ["model=transformers"],
+    "model/bert": [
+        "data=text_classification",
+        "data.source.train=reviews.csv",
+        "data.text=sentence",
+        "data.tokenizer=bytes",
+        "data.vocab_size=260",
+        "data.num_classes=2",
+        "compressor.targets.convs.op_types=[Linear]",
+    ],
+    "model/gpt2": ["data=pydoc_topics", "evaluator=transformers", "compressor.targets.convs.op_types=[Conv1D]"],
+    "data/pydoc_topics": ["model=gpt2", "evaluator=transformers", "compressor.targets.convs.op_types=[Conv1D]"],
 }
-# Local files that a test of the data itself writes: tests/data.
-NEEDS_FILES = {"data/cifar10", "data/imagefolder"}
+# Local files that a test of the data itself writes: tests/data. The first key that the option asks for.
+NEEDS_FILES = {
+    "data/cifar10": r"data\.root",
+    "data/imagefolder": r"data\.root",
+    "data/image_table": r"data\.source\.train",
+    "data/text_classification": r"data\.source\.train",
+    "data/token_classification": r"data\.source\.train",
+    "data/causal_lm": r"data\.source\.train",
+    "data/masked_lm": r"data\.source\.train",
+}
+# What a recipe for anybody's file is given in a test.
+GIVEN = {
+    "taylorfo_bert_glue": {
+        "data.source.train": "reviews.csv",
+        "data.num_classes": 2,
+        "data.tokenizer": "bytes",
+        "model.pretrained": "null",
+        "+model.config.model_type": "bert",
+        "+model.config.vocab_size": 260,
+        "+model.config.num_hidden_layers": 1,
+    }
+}
 NEEDS_PACKAGE = {"model/timm": "timm", "model/torchvision": "torchvision"}
 
 
 def test_the_number_of_recipes_and_options() -> None:
-    assert len(RECIPES) == 4
+    assert len(RECIPES) == 9
     counts = {
         group: sum(option.startswith(f"{group}/") for option in OPTIONS) for group in {o.split("/")[0] for o in OPTIONS}
     }
     assert counts == {
-        "model": 9,
-        "data": 3,
+        "model": 12,
+        "data": 9,
         "optimizer": 4,
         "scheduler": 6,
-        "evaluator": 1,
+        "evaluator": 3,
         "compressor": 6,
         "export": 3,
         "runtime": 3,
@@ -51,14 +83,25 @@ def test_the_number_of_recipes_and_options() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_begins_with_a_summary_and_its_command_and_is_right(recipe: Path) -> None:
+def test_a_recipe_begins_with_a_summary_and_its_command_and_is_right(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     first, second, *_ = recipe.read_text().splitlines()
     assert re.fullmatch(r"# [A-Z].{20,110}", first)
     assert second == f"# nnicompress run recipe={recipe.stem}"
-    composed = compose_with_origin([f"recipe={recipe.stem}"])
+    write_reviews(Path("reviews.csv"))
+    given = [f"{key}={value}" for key, value in GIVEN.get(recipe.stem, {}).items()]
+    composed = compose_with_origin([f"recipe={recipe.stem}", *given])
     report = check(composed.config, composed.origin)
     assert report.targets
     assert report.stages[-1].name == "evaluate"
+
+
+def write_reviews(file: Path) -> None:
+    """Forty sentences, as GLUE's SST-2 has them."""
+    rows = "".join(f"a {'fine' if number % 2 else 'dull'} film number {number},{number % 2}\n" for number in range(40))
+    file.write_text(f"sentence,label\n{rows}")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -67,7 +110,9 @@ def test_an_option_begins_with_a_summary(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in NEEDS_FILES])
-def test_an_option_is_right(option: str) -> None:
+def test_an_option_is_right(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_reviews(Path("reviews.csv"))
     group, name = option.split("/")
     composed = compose_with_origin(["recipe=taylorfo_resnet", f"{group}={name}", *SETTINGS.get(option, [])])
     package = NEEDS_PACKAGE.get(option)
@@ -86,7 +131,7 @@ def test_an_option_is_right(option: str) -> None:
 def test_data_of_local_files_says_what_it_needs(option: str) -> None:
     composed = compose_with_origin(["recipe=taylorfo_resnet", option.replace("/", "=")])
     with pytest.raises(
-        InputErrors, match=r"data\.root: a value is required; pass data\.root=VALUE \(conf/data/.*yaml:3\)"
+        InputErrors, match=f"{NEEDS_FILES[option]}: a value is required; pass {NEEDS_FILES[option]}=VALUE"
     ):
         check(composed.config, composed.origin)
 

@@ -10,6 +10,7 @@ from nnicompress.config.compose import compose_with_origin
 from nnicompress.config.resolve import resolve
 from nnicompress.config.schema import RecipeSettings, validate
 from nnicompress.errors import InputErrors
+from nnicompress.evaluators.settings import LightningSettings
 from nnicompress.pipeline.settings import ExportSettings, FinetuneSettings
 
 BASE = "recipe=taylorfo_resnet"
@@ -209,3 +210,40 @@ def test_a_wrong_key_of_a_file_is_shown_with_file_and_line(tmp_path: Path, monke
 def test_stages_in_an_impossible_order(stages: str, line: str, tmp_path: Path) -> None:
     lines = lines_of(recipe(tmp_path, f"defaults:\n  - override /compressor: l1\nstages: {stages}\n"))
     assert lines[0].startswith(line)
+
+
+def test_an_engine_of_another_kind_has_settings_of_its_own_and_no_optimizer() -> None:
+    settings = settings_of(BASE, "evaluator=lightning", "evaluator.metric=val_acc", "evaluator.mode=min")
+    assert isinstance(settings.evaluator, LightningSettings)
+    assert (settings.evaluator.metric, settings.evaluator.mode) == ("val_acc", "min")
+    # A recipe's own choice of an optimizer stands; only the default gives way to the engine's.
+    assert settings.stages[0].optimizer is not None
+
+
+def test_without_a_choice_a_trainer_keeps_its_own_optimizer(tmp_path: Path) -> None:
+    text = (
+        "# A recipe of a Trainer\ndefaults:\n  - override /evaluator: transformers\nstages:\n  train: {max_epochs: 1}\n"
+    )
+    stage = settings_of(recipe(tmp_path, text)).stages[0]
+    assert (stage.optimizer, stage.scheduler) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["evaluator.name=lightening"], "evaluator.name: no engine 'lightening'; did you mean 'lightning'?"),
+        (["evaluator.name=jax"], "evaluator.name: no engine 'jax'; engines: torch, lightning, transformers"),
+        (["~optimizer"], "optimizer: null is not a mapping with a _target_"),
+        (
+            ["evaluator=lightning", "~optimizer"],
+            "scheduler: it sets the rate of a recipe's optimizer, and there is",
+        ),
+        (["evaluator=lightning", "evaluator.trainer=null"], "evaluator.trainer: "),
+        (["evaluator=lightning", "+evaluator.loss.x=1"], "evaluator: unknown key 'loss'"),
+        (["evaluator=transformers", "evaluator.args._target_=null"], "evaluator: args needs a _target_"),
+        (["evaluator=transformers", "evaluator.mode=best"], "evaluator.mode: "),
+    ],
+)
+def test_a_wrong_engine_is_told_in_one_line(overrides: list[str], line: str) -> None:
+    found = lines_of(BASE, *overrides)
+    assert any(one.startswith(line) for one in found), found

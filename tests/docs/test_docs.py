@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nnicompress.checks.recipe import check_recipe
 from nnicompress.config.schema import COMPRESSORS, NODES, PARTS, HeadSettings
-from nnicompress.evaluators.settings import EvaluatorSettings
+from nnicompress.evaluators.settings import ENGINES
 from nnicompress.graph import capture, find_channel_groups, groups, rules
 from nnicompress.graph.rules import RULES
 from nnicompress.models.resnet import resnet20
@@ -83,7 +83,7 @@ def settings_classes() -> dict[str, type[Settings]]:
         for argument in get_args(annotation):
             visit(argument)
 
-    for root in (*STAGES.values(), *COMPRESSORS.values(), EvaluatorSettings, RuntimeSettings, ExpectedSettings):
+    for root in (*STAGES.values(), *COMPRESSORS.values(), *ENGINES.values(), RuntimeSettings, ExpectedSettings):
         visit(root)
     visit(ExportSettings)
     return found
