@@ -20,10 +20,10 @@ from nnicompress.paths import find_groups, find_recipes
     [
         ("nnicompress ", sorted(COMMANDS)),
         ("nnicompress re", ["reproduce"]),
-        ("nnicompress run recipe=ta", ["recipe=taylorfo_resnet"]),
-        ("nnicompress run -m recipe=level_mlp,ta", ["recipe=level_mlp,taylorfo_resnet"]),
+        ("nnicompress run recipe=le", ["recipe=level_mlp"]),
+        ("nnicompress run -m recipe=l1_mobilenet,le", ["recipe=l1_mobilenet,level_mlp"]),
         ("nnicompress run ", ["recipe=", *find_recipes()]),
-        ("nnicompress check taylorfo_", ["taylorfo_resnet"]),
+        ("nnicompress check level_", ["level_mlp"]),
         ("nnicompress run --cf", ["--cfg"]),
         ("nnicompress run --cfg ", ["job", "hydra", "all"]),
         ("nnicompress export --format ", ["pt2", "onnx"]),
@@ -62,8 +62,8 @@ def test_the_script_completes_in_bash(tmp_path: Path, word_breaks: str) -> None:
     script = f"""
         {breaks}
         eval "$(nnicompress completion bash)"
-        COMP_LINE="nnicompress run recipe=taylor" COMP_POINT=29
-        COMP_WORDS=(nnicompress run recipe = taylor) COMP_CWORD=4
+        COMP_LINE="nnicompress run recipe=level_" COMP_POINT=29
+        COMP_WORDS=(nnicompress run recipe = level_) COMP_CWORD=4
         _nnicompress_completion
         echo "${{COMPREPLY[@]}}"
         complete -p nnicompress
@@ -71,5 +71,5 @@ def test_the_script_completes_in_bash(tmp_path: Path, word_breaks: str) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     reply, rule = done.stdout.splitlines()
-    assert reply == ("taylorfo_resnet" if word_breaks == "with =" else "recipe=taylorfo_resnet")
+    assert reply == ("level_mlp" if word_breaks == "with =" else "recipe=level_mlp")
     assert "-F _nnicompress_completion nnicompress" in rule

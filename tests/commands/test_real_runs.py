@@ -147,3 +147,25 @@ def test_only_what_the_recipe_names_is_imported(tiny: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0", done.stderr
+
+
+@pytest.mark.slow
+def test_minilm_is_pruned_on_a_table_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretrained model comes from an installed package, the sentences from a CSV; two batches of everything."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        f"a {word} film number {number},{label}" for number in range(24) for label, word in enumerate(["dull", "fine"])
+    ]
+    Path("reviews.csv").write_text("\n".join(["sentence,label", *rows]) + "\n")
+    report = nnicompress.run(
+        "taylorfo_bert_glue",
+        ["data.source.train=reviews.csv", "data.num_classes=2", "data.batch_size=4", "data.max_length=16"],
+        smoke=True,
+    )
+    assert report.baseline.parameters == pytest.approx(22.7e6, rel=0.01)
+    layers = {layer.name: layer for layer in report.layers if "intermediate" in layer.name}
+    assert len(layers) == 6 and sum(layer.after for layer in layers.values()) == 6 * 1536 // 2
+    assert report.proof is not None and report.proof.max_relative_difference < 1e-9
+    model = nnicompress.load(report.run_dir)
+    assert sum(p.numel() for p in model.parameters()) == report.final.parameters
+    assert (Path(report.run_dir) / "model" / "tokenizer" / "tokenizer.json").is_file()

@@ -229,16 +229,20 @@ def complete(document: Path) -> list[Block]:
 
 
 def write_files(folder: Path) -> None:
-    """What the README tells its reader to write."""
-    for block in blocks(README):
-        if block.file is not None:
-            (folder / block.file).write_text(block.text)
+    """The modules that the documents tell their reader to write, and the recipe of the README."""
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            if block.file is not None and (block.language == "python" or document == README):
+                (folder / block.file).write_text(block.text)
+
+
+OWN_MODULES = ("my_model", "my_lightning", "my_trainer")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("my_model", "my_data"):
+    for name in OWN_MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     write_files(tmp_path)
     return tmp_path
@@ -260,7 +264,8 @@ def test_complete_recipes_are_right(number: int, here: Path) -> None:
         _, report = check_recipe([f"recipe={here}/shown.yaml"])
     finally:
         sys.path[:] = before
-        sys.modules.pop("my_model", None)
+        for name in OWN_MODULES:
+            sys.modules.pop(name, None)
     assert report.targets and report.recipe == "shown"
 
 
