@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from nnicompress.pipeline.run_dir import read_status
 from tests.distributed.launch import REPOSITORY, environment, torchrun
 
 SCRIPT = REPOSITORY / "tests" / "distributed" / "engines_together.py"
@@ -42,3 +44,64 @@ def test_masks_of_two_processes_are_those_of_one(engine: str, tmp_path: Path) ->
             assert torch.equal(found["weights"][name], ranks[0]["weights"][name])
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["metrics"]["default"] == pytest.approx(expected["metrics"]["default"], abs=1e-5)
+
+
+DYING = """
+import os
+import signal
+from torch import nn
+from transformers import Trainer
+from nnicompress.evaluators.lightning.classifier import Classifier
+
+calls = 0
+
+
+def die():
+    global calls
+    calls += 1
+    if calls == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, pixel_values, labels=None):
+        logits = super().forward(pixel_values)
+        return logits if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Dying(Classifier):
+    def training_step(self, batch, batch_idx):
+        die()
+        return super().training_step(batch, batch_idx)
+
+
+class DyingTrainer(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        die()
+        return super().compute_loss(*args, **kwargs)
+"""
+RECIPES = {
+    "lightning": "  - override /optimizer: sgd\n  - override /scheduler: onecycle\n  - override /evaluator: lightning\n"
+    "evaluator: {module: {_target_: dying.Dying}}\n",
+    "transformers": "  - override /evaluator: transformers\nevaluator: {trainer: {_target_: dying.DyingTrainer}}\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", RECIPES)
+def test_a_process_that_dies_fails_the_run_with_the_cause(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    (tmp_path / "dying.yaml").write_text(
+        f"# A process dies\ndefaults:\n{RECIPES[engine]}model: {{_target_: dying.Net}}\nruntime: {{device: cpu}}\n"
+        "stages: {train: {max_epochs: 2}, evaluate: {}}\n"
+    )
+    started = time.monotonic()
+    done = torchrun(tmp_path, "-m", "nnicompress", "run", "dying.yaml", "run_dir=run", "--trust", "dying")
+    assert done.returncode != 0 and time.monotonic() - started < 90
+    assert "process 1 was killed" in done.stderr
+    status = read_status(tmp_path / "run")
+    assert (status.state, status.stage) == ("failed", "train")
+    assert "process 1 was killed" in str(status)

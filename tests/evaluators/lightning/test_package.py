@@ -21,7 +21,7 @@ def test_the_package_of_a_class_and_of_an_object() -> None:
 
 
 def test_the_unified_package() -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as lightning
 
     class Unified(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
