@@ -13,6 +13,7 @@ from torch import nn
 from nnicompress import distributed
 from nnicompress.config.blueprint import Blueprint, StageBlueprint
 from nnicompress.config.schema import RecipeSettings
+from nnicompress.errors import ConfigError
 from nnicompress.evaluators.evaluation import Evaluation
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.settings import EvaluatorSettings, LightningSettings, TransformersSettings
@@ -127,6 +128,11 @@ class EvaluatorFactory:
     def _transformers(self, evaluator: TransformersSettings, stage: StageBlueprint, listener: Listener) -> Evaluator:
         from nnicompress.evaluators.transformers.evaluator import TransformersEvaluator
 
+        if stage.scheduler is not None and stage.interval == "epoch":
+            raise ConfigError(
+                "a Trainer of transformers steps its scheduler after each optimizer step; interval: step",
+                key="scheduler.interval",
+            )
         parts, runtime, seed = self.blueprint.evaluator, self.settings.runtime, self.settings.head.seed
         args = with_defaults(
             parts["args"],

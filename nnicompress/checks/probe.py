@@ -52,6 +52,15 @@ def first_inputs(evaluator: Evaluator, model: nn.Module) -> ModelInput:
         return on_first_batch(evaluator.example_inputs, 2)  # type: ignore[no-any-return]
 
 
+def measured(evaluator: Evaluator, model: nn.Module) -> dict[str, float]:
+    """What the evaluator measures on its validation data."""
+    try:
+        with evaluator.bound(model):
+            return on_first_batch(evaluator.evaluate)  # type: ignore[no-any-return]
+    except UserError as error:
+        raise UserError(str(error).removeprefix("metric: ")) from error
+
+
 def two_samples(data: Data) -> tuple[Any, Any]:
     """Inputs and targets of the first two samples of the validation role."""
     batch = next(iter(data.validation_loader()), None)

@@ -14,6 +14,7 @@ from torch import nn
 from nnicompress.checks.exports import as_call, asked_formats, exports
 from nnicompress.checks.probe import (
     first_inputs,
+    measured,
     on_first_batch,
     random_states_kept,
     training_objects_built,
@@ -34,6 +35,7 @@ from nnicompress.factory import build_data, built
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
 from nnicompress.pipeline.settings import StartSettings
+from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
@@ -307,16 +309,24 @@ class _Check:
             self.exports(settings, model, as_call(inputs))
 
     def first_inputs(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
-        """The engine's training begins, as far as the model's first call, whose inputs go through the exporters."""
+        """The engine's training begins, as far as the model's first call, whose inputs go through the exporters.
+
+        Two batches are measured, so that a metric which nobody logs is found now. Where the Trainer has datasets of its
+        own, that could take long, and is left to the run.
+        """
         stage = next((stage.name for stage in settings.stages if stage.name in self.blueprint.stages), None)
         if stage is None or self.errors:
             return
-        evaluator = self.attempt("evaluator", EvaluatorFactory(settings, self.blueprint, data).of_stage(stage), silent)
+        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
+        evaluator = self.attempt("evaluator", factory.of_stage(stage), silent)
         if evaluator is None:
             return
         inputs = self.attempt("evaluator", first_inputs, evaluator, model)
         if inputs is not None:
             self.exports(settings, model, inputs)
+        own_data = {"train_dataset", "eval_dataset"} & self.blueprint.evaluator["trainer"].kwargs.keys()
+        if not own_data and not self.errors:
+            self.attempt("evaluator.metric", measured, evaluator, model)
 
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))

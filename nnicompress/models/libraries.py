@@ -7,7 +7,8 @@ Nothing is downloaded unless the settings say so (`weights` of torchvision, `pre
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -159,7 +160,8 @@ def _from_pretrained(
             raise ConfigError(
                 f"{pretrained!r} holds a {saved_type!r}, and {cls.__name__} is {own_type!r}", key=_PRETRAINED
             )
-        return cast("nn.Module", cls.from_pretrained(where, **source, **settings))
+        with _quiet(transformers):
+            return cast("nn.Module", cls.from_pretrained(where, **source, **settings))
     except (OSError, TypeError, ValueError, _strict_error()) as error:
         raise ConfigError(f"cannot load {pretrained!r}: {_one_line(error)}", key=_PRETRAINED) from error
     except RuntimeError as error:
@@ -170,6 +172,18 @@ def _from_pretrained(
             "set model.ignore_mismatched_sizes=true to initialise the parameters that differ afresh",
             key=_PRETRAINED,
         ) from error
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Without the report on a head that the saved weights lack, each time the model is built."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _strict_error() -> type[Exception]:

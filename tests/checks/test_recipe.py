@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnicompress.checks.recipe import CheckReport, check
+from nnicompress.checks.recipe import CheckReport, check, check_recipe
 from nnicompress.config.compose import compose_with_origin
 from nnicompress.errors import InputErrors
 from nnicompress.models.resnet import resnet20
@@ -219,3 +219,42 @@ def test_missing_files_of_the_data_are_named(tmp_path: Path) -> None:
     assert line.startswith(f"data.root: no folder '{tmp_path / 'none'}'")
     (line,) = lines_of(BASE, "data=imagefolder", f"data.root={tmp_path}", "data.num_classes=2", "model.width=4")
     assert line.startswith("data.root: no folder for the train images")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["recipe=taylorfo_resnet_lightning", "evaluator.metric=val_acc"],
+            "evaluator.metric: metric='val_acc' is not logged in validation; it logs 'default'",
+        ),
+        (
+            ["recipe=taylorfo_vit_transformers", "evaluator.metric=accuracy"],
+            "evaluator.metric: the evaluation measures no 'accuracy'; there is 'loss', 'default'",
+        ),
+        (
+            ["recipe=taylorfo_vit_transformers", "scheduler=multistep"],
+            "scheduler.interval: a Trainer of transformers steps its scheduler after each optimizer step",
+        ),
+        (
+            ["recipe=taylorfo_resnet_lightning", "evaluator.trainer.max_epoch=3"],
+            "evaluator.trainer: pytorch_lightning.Trainer takes no 'max_epoch'; did you mean 'max_epochs'?",
+        ),
+        (
+            ["recipe=taylorfo_resnet_lightning", "evaluator.trainer.strategy=fsdp"],
+            "evaluator: Trainer(strategy='fsdp') shards the parameters",
+        ),
+        (
+            ["recipe=taylorfo_resnet_lightning", "evaluator.module=null"],
+            "evaluator: the bound model is a ResNet, no LightningModule",
+        ),
+        (
+            ["recipe=taylorfo_resnet", "evaluator=transformers"],
+            "evaluator: ResNet takes no labels, so it computes no loss",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_trainer_is_found_before_it_trains(overrides: list[str], line: str) -> None:
+    with pytest.raises(InputErrors) as caught:
+        check_recipe(overrides)
+    assert [str(error).startswith(line) for error in caught.value.errors] == [True], str(caught.value)
