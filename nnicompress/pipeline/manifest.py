@@ -26,6 +26,10 @@ PACKAGES = (
     "hydra-core",
     "onnxruntime",
     "transformers",
+    "accelerate",
+    "tokenizers",
+    "pytorch-lightning",
+    "lightning",
     "torchvision",
     "timm",
 )
