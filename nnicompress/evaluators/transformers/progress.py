@@ -30,16 +30,24 @@ class Progress(TrainerCallback):
         fetching: Fetching,
         named: Callable[[Mapping[str, float]], Mapping[str, float]],
         before_evaluation: Callable[[], None],
-        measured: Mapping[str, float],
+        resume: Mapping[str, Any] | None,
     ) -> None:
-        """`named` adds `default` to what an evaluation measured; `measured` is so far, in an epoch that goes on."""
+        """`named` adds `default` to what an evaluation measured; `resume`: a state with what `state_dict` returned."""
         self.record, self.fetching, self.named, self.before_evaluation = record, fetching, named, before_evaluation
         self.finished = False
         self.batches_taken = 0
         self._accumulate = 1
         self._batches: int | None = None
-        self.measured = dict(measured)
+        self.measured: dict[str, float] = dict(resume["measured"]) if resume else {}
         self._ended: int | None = None
+        self._untold: tuple[int, dict[str, float]] | None = (
+            (resume["epoch"], dict(resume["epoch_metrics"])) if resume and resume["epoch"] is not None else None
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured and nobody has been told of: in an epoch that goes on, and in one that is over."""
+        epoch, metrics = self._untold or (None, {})
+        return {"measured": dict(self.measured), "epoch": epoch, "epoch_metrics": metrics}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn how long an epoch is."""
@@ -51,6 +59,7 @@ class Progress(TrainerCallback):
         else:
             self.record.per_epoch = math.ceil(self._batches / self._accumulate)
         self.record.listener(TrainingStarted(state.max_steps))
+        self.tell_of_epoch()  # the last one before the cut
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The last epoch is over, its evaluation included."""
@@ -81,14 +90,18 @@ class Progress(TrainerCallback):
         self.finished = True
         self._settle()
 
+    def tell_of_epoch(self) -> None:
+        """The epoch that is over and that the listener has not heard of, if there is one."""
+        if self._untold is not None:
+            (epoch, metrics), self._untold = self._untold, None
+            self.record.epoch_done(EpochDone(epoch, metrics))
+
     def _settle(self) -> None:
-        ended, self._ended = self._ended, None
-        if ended is None:
+        if self._ended is None:
             self.session.step_over()
             return
-        metrics = self.named(self.measured) if self.measured else {}
-        self.measured = {}
-        # In the record before the step is told of: a state that is saved then has the epoch's metrics.
-        self.record.metrics.append(metrics)
-        self.session.step_over()
-        self.record.listener(EpochDone(ended, metrics))
+        metrics = dict(self.named(self.measured)) if self.measured else {}
+        self._untold, self._ended, self.measured = (self._ended, metrics), None, {}
+        # The listener may save a state when it hears of the last step; the epoch is untold in that one.
+        self.session.finish()
+        self.tell_of_epoch()

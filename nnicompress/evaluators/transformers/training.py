@@ -92,9 +92,7 @@ class Training:
         self.watching, self.hooks, self.listener, self.number, self.resume = watching, hooks, listener, number, resume
         self.record = Record(listener, None, resume)
         self.fetching = Fetching(resume["position"] if resume else None)
-        self.progress = Progress(
-            self.record, self.fetching, named, watching.before_evaluation, resume["measured"] if resume else {}
-        )
+        self.progress = Progress(self.record, self.fetching, named, watching.before_evaluation, resume)
         self.trainer: Watched | None = None
         self.session: Session | None = None
 
@@ -135,6 +133,7 @@ class Training:
         self.record.per_epoch = per_epoch
         steps = self.resume["steps"]
         self.listener(TrainingStarted(steps))
+        self.progress.tell_of_epoch()
         self.listener(TrainingFinished(steps))
         return self.record.result(steps)
 
@@ -147,7 +146,7 @@ class Training:
             "finished": self.progress.finished,
             "per_epoch": self.record.per_epoch,
             "position": self.fetching.state_dict(self.progress.batches_taken),
-            "measured": dict(self.progress.measured),
+            **self.progress.state_dict(),
             **self.record.state_dict(),
             **checkpoint.read(self.trainer),
         }

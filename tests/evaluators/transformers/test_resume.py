@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from transformers import EarlyStoppingCallback
 
 from nnicompress.errors import UserError
-from nnicompress.events import Event, StepDone
+from nnicompress.events import EpochDone, Event, Listener, StepDone
 from nnicompress.trace import trace
 from tests.evaluators.cases import assert_equal_weights
 from tests.evaluators.transformers.cases import Rows, make_bert, make_evaluator
@@ -25,13 +25,19 @@ class Killed(Exception):
 
 
 def train(
-    make: Callable[[], Any], stop_at: int | None, state: Any = None, trainings: int = 1, epochs: int = 3
+    make: Callable[[], Any],
+    stop_at: int | None,
+    state: Any = None,
+    trainings: int = 1,
+    epochs: int = 3,
+    heard: Listener = lambda event: None,
 ) -> tuple[Any, Any, Any]:
     """Weights, training state and result; killed after `stop_at` steps, or going on from `(weights, state)`."""
     model = make_bert()
     saved: list[Any] = []
 
     def listen(event: Event) -> None:
+        heard(event)
         if isinstance(event, StepDone) and event.step == stop_at:
             saved.append(evaluator.state_dict())
             raise Killed
@@ -92,6 +98,19 @@ def test_going_on_ends_with_the_same_bits(args: dict[str, Any], stop_at: int) ->
     found, _, result = train(make, None, (weights, state))
     assert_equal_weights(found, expected)
     assert result == whole and result.steps == 15 and len(result.metrics) == 3
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 6, 15])
+def test_each_step_and_each_epoch_is_told_once_over_both_parts(stop_at: int) -> None:
+    def told(stop: int | None, state: Any = None) -> tuple[list[Event], Any]:
+        events: list[Event] = []
+        weights, saved, _ = train(Case(args={"eval_strategy": "epoch"}), stop, state, heard=events.append)
+        return [event for event in events if isinstance(event, StepDone | EpochDone)], (weights, saved)
+
+    whole, _ = told(None)
+    before, state = told(stop_at)
+    after, _ = told(None, state)
+    assert [*before, *after] == whole and sum(isinstance(event, EpochDone) for event in whole) == 3
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 6])
