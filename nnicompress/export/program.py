@@ -79,12 +79,14 @@ def with_named_arguments(model: nn.Module, inputs: ModelInput) -> nn.Module:
 
 
 def batch_dimension(model: nn.Module, inputs: ModelInput) -> Any:
-    """`dynamic_shapes` of torch.export in which dimension 0 of every input tensor may vary."""
+    """`dynamic_shapes` of torch.export in which dimension 0 of every input tensor may vary, and in tensors of integers
+    (tokens and their masks) the others, too, where the forward lets them."""
     args, kwargs = inputs
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.dim():
-            shapes[leaf] = {0: Dim.DYNAMIC}
+            tokens = not leaf.is_floating_point()
+            shapes[leaf] = {0: Dim.DYNAMIC, **{dim: Dim.AUTO for dim in range(1, leaf.dim()) if tokens}}
     return shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
 
 

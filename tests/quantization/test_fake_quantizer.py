@@ -85,3 +85,12 @@ def test_switches_survive_checkpoints_and_copies() -> None:
     assert loaded.simulating and loaded.scheme == quantizer.scheme
     other.flags.zero_()  # as a checkpoint that is copied in place does
     assert not other.simulating
+
+
+def test_a_copy_reads_its_switches_itself() -> None:
+    quantizer = FakeQuantizer(Scheme("uint8"))
+    quantizer.observing = True
+    assert quantizer.observing  # read once: the number of writes so far is known
+    quantizer.observing, quantizer.simulating = False, True
+    duplicate = copy.deepcopy(quantizer)
+    assert (duplicate.observing, duplicate.simulating) == (False, True)
