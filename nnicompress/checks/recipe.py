@@ -23,7 +23,7 @@ from nnicompress.checks.probe import (
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
-from nnicompress.config.schema import RecipeSettings, examine
+from nnicompress.config.schema import CompressorSettings, RecipeSettings, examine
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, InputErrors, UserError
@@ -38,8 +38,11 @@ from nnicompress.pipeline.settings import StartSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
 from nnicompress.pruning.pruner import Pruner
-from nnicompress.pruning.settings import PrunerSettings
-from nnicompress.pruning.targets import select
+from nnicompress.pruning.settings import PrunerSettings, TargetSettings
+from nnicompress.pruning.targets import select, select_modules
+from nnicompress.quantization.quantizer import Quantizer
+from nnicompress.quantization.settings import QuantizerSettings
+from nnicompress.quantization.settings import TargetSettings as QuantizedTargetSettings
 from nnicompress.report.loggers import require_packages
 from nnicompress.shrink.description import storable
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 
     from nnicompress.config.locate import Origin
 
+AnyTarget = TargetSettings | QuantizedTargetSettings
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -58,8 +62,8 @@ class TargetMatch:
 
     key: str
     """`compressor.targets.convs`."""
-    sparse_ratio: float | None
-    granularity: str
+    what: str
+    """What is done to them, in a few words: `output_channel, sparse_ratio 0.4`, `uint8`."""
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
     """Names within each module: `weight`."""
@@ -149,6 +153,7 @@ class _Check:
                 self.attempt("data", inference_facts, data)
                 if model is not None:
                     self.one_batch(settings, model, data)
+                    self.quantizers(settings, model, data)
         if self.errors:
             raise InputErrors(tuple(dict.fromkeys(self.errors)))
         assert settings is not None and model is not None and data is not None and device is not None
@@ -206,14 +211,9 @@ class _Check:
         for key, settings in self.examined.compressors.items():
             for name, target in settings.targets.items():
                 where = f"{key}.targets.{name}"
-                selection = self.attempt(where, select, model, target, key=where)
-                if selection is not None:
-                    granularity = settings.granularity_of(target)
-                    shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
-                    match = TargetMatch(
-                        where, target.sparse_ratio, shown, selection.module_names, selection.target_names
-                    )
-                    found.append(match)
+                matched = self.attempt(where, _selected, model, target, key=where)
+                if matched is not None:
+                    found.append(TargetMatch(where, _treatment(settings, name), *matched))
         return tuple(found)
 
     def training_objects(self, model: nn.Module) -> None:
@@ -261,7 +261,8 @@ class _Check:
         evaluators = EvaluatorFactory(settings, self.blueprint, data)
         pruner: PrunerSettings | None = None
         for stage in settings.stages:
-            pruner = stage.compressor or pruner
+            if isinstance(stage.compressor, PrunerSettings):
+                pruner = stage.compressor
             if stage.name == "shrink" and pruner is not None and not pruner.prunes_channels:
                 self.fail(
                     f"there is nothing to remove: the compressor's granularity is {pruner.granularity}, which only "
@@ -277,7 +278,7 @@ class _Check:
             for capability, why in asked:
                 if capability in evaluator.capabilities:
                     continue
-                who = f"the {stage.compressor.importance.name} pruner" if stage.compressor else f"stage {stage.name!r}"
+                who = f"stage {stage.name!r}" if stage.compressor is None else f"the {_title(stage.compressor)}"
                 if settings.evaluator.name == "torch":
                     missing, function = _GIVEN_BY[capability]
                     self.fail(f"{who} needs it, or your own {function}, {why}", f"evaluator.{missing}")
@@ -328,6 +329,17 @@ class _Check:
         if not own_data and not self.errors:
             self.attempt("evaluator.metric", measured, evaluator, model)
 
+    def quantizers(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
+        """Each quantizer finds a place for all that it is asked for, and the runtime can run that in integers."""
+        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
+        for stage in settings.stages:
+            if not isinstance(stage.compressor, QuantizerSettings) or self.errors:
+                continue
+            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
+            if evaluator is not None:
+                key = stage.compressor_key or "compressor"
+                self.attempt(key, Quantizer(stage.compressor, evaluator).check, model)
+
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
 
@@ -341,9 +353,37 @@ _GIVEN_BY = {
 """Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
 
 
-def _needs(stage: str, compressor: PrunerSettings | None) -> tuple[tuple[str, str], ...]:
-    if compressor is not None:
-        return tuple(Pruner.requirements(compressor))
+def _selected(model: nn.Module, target: AnyTarget, *, key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The modules that a target selects, and which tensors of them."""
+    if isinstance(target, TargetSettings):
+        pruned = select(model, target, key=key)
+        return pruned.module_names, pruned.target_names
+    names, _ = select_modules(model, target, key=key)
+    return names, target.target_names or ("what the runtime needs",)
+
+
+def _treatment(settings: CompressorSettings, target: str) -> str:
+    if isinstance(settings, QuantizerSettings):
+        asked = settings.targets[target]
+        given = (asked.quant_dtype, asked.quant_scheme, asked.granularity)
+        return ", ".join(str(value) for value in given if value is not None) or settings.backend
+    pruned = settings.targets[target]
+    granularity = settings.granularity_of(pruned)
+    shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
+    return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
+
+
+def _title(compressor: CompressorSettings) -> str:
+    if isinstance(compressor, PrunerSettings):
+        return f"{compressor.importance.name} pruner"
+    return f"{compressor.method} quantizer"
+
+
+def _needs(stage: str, compressor: CompressorSettings | None) -> tuple[tuple[str, str], ...]:
+    if isinstance(compressor, PrunerSettings):
+        return Pruner.requirements(compressor)
+    if isinstance(compressor, QuantizerSettings):
+        return Quantizer.requirements(compressor)
     return {
         "train": (("train", "to train the model"),),
         "finetune": (("train", "to train the model"),),
@@ -355,11 +395,12 @@ def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
     for stage in settings.stages:
         given = stage.settings.model_dump(exclude_defaults=True, exclude={"compressor"})
         words = [f"{name}: {value}" for name, value in given.items()]
-        if stage.compressor is not None:
-            pruner = stage.compressor
+        if isinstance(pruner := stage.compressor, PrunerSettings):
             words = [
                 f"{pruner.importance.name} importance, {pruner.allocation.name} allocation, {pruner.schedule.name}"
             ]
+        elif isinstance(quantizer := stage.compressor, QuantizerSettings):
+            words = [f"{quantizer.method} for {quantizer.backend}", *words]
         yield StageCheck(stage.name, ", ".join(words), _needs(stage.name, stage.compressor))
 
 

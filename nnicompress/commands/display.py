@@ -52,9 +52,8 @@ def print_check(found: CheckReport) -> None:
         for capability, why in stage.needs:
             print(f"    {'':<{width}}  needs {capability} ({why})")
     for target in found.targets:
-        ratio = "" if target.sparse_ratio is None else f", sparse_ratio {target.sparse_ratio:g}"
         count = f"{len(target.modules)} module{'s' if len(target.modules) > 1 else ''}"
-        print(f"\n{target.key} selects {count} ({', '.join(target.parameters)}; {target.granularity}{ratio})")
+        print(f"\n{target.key} selects {count} ({', '.join(target.parameters)}; {target.what})")
         print(textwrap.fill(", ".join(target.modules), _width(), initial_indent="  ", subsequent_indent="  "))
     print("\nthe recipe is right")
 

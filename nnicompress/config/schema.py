@@ -15,19 +15,24 @@ from nnicompress.evaluators.settings import ENGINES, EngineSettings
 from nnicompress.pipeline.settings import (
     STAGES,
     ExportSettings,
-    PruneSettings,
+    QuantizeSettings,
     RuntimeSettings,
     order_errors,
 )
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 
 Node = dict[str, Any]
 """How to build an object: `_target_` and its arguments."""
 
-COMPRESSORS = {"pruner": PrunerSettings}
+CompressorSettings = PrunerSettings | QuantizerSettings
+
+COMPRESSORS: dict[str, type[CompressorSettings]] = {"pruner": PrunerSettings, "quantizer": QuantizerSettings}
 """`kind` of a compressor -> its settings."""
+COMPRESSES = {"prune": "pruner", "quantize": "quantizer"}
+"""A stage that compresses -> the kind of its compressor."""
 
 NODES = ("model", "data", "optimizer", "scheduler")
 PARTS = ("evaluator", "compressor", "export", "runtime", "stages", "expected")
@@ -62,7 +67,7 @@ class RecipeStage:
     optimizer: Node | None
     """None: the engine's own."""
     scheduler: Node | None
-    compressor: PrunerSettings | None = None
+    compressor: CompressorSettings | None = None
     compressor_key: str | None = None
     """Where the compressor is written: `compressor` or `stages.prune.compressor`."""
 
@@ -87,7 +92,7 @@ class Examined:
     """What is right of a recipe, and everything that is wrong: `settings` is None where there are errors."""
 
     settings: RecipeSettings | None
-    compressors: dict[str, PrunerSettings]
+    compressors: dict[str, CompressorSettings]
     """Each compressor that is right, by its key."""
     errors: tuple[ConfigError, ...]
 
@@ -113,7 +118,7 @@ class _Validation:
 
     def __init__(self, resolved: Resolved, source_of: SourceOf) -> None:
         self.resolved, self.values, self.source_of = resolved, resolved.values, source_of
-        self.compressors: dict[str, PrunerSettings] = {}
+        self.compressors: dict[str, CompressorSettings] = {}
         self.errors: dict[str, ConfigError] = {error.key or "": error for error in resolved.errors}
 
     def run(self) -> Examined:
@@ -196,7 +201,7 @@ class _Validation:
             if optimizer is None and engine_has_one:
                 self.add("scheduler", "it sets the rate of a recipe's optimizer, and there is none: name both or none")
 
-    def compressor(self, values: Any, key: str) -> PrunerSettings | None:
+    def compressor(self, values: Any, key: str) -> CompressorSettings | None:
         """The settings of one compressor, by its `kind`."""
         if values is None:
             return None
@@ -213,7 +218,7 @@ class _Validation:
             self.compressors[key] = settings
         return settings
 
-    def stages(self, shared: PrunerSettings | None) -> list[RecipeStage]:
+    def stages(self, shared: CompressorSettings | None) -> list[RecipeStage]:
         """Each stage in order, with the compressor it uses."""
         values = self.values.get("stages")
         if not isinstance(values, dict):
@@ -229,11 +234,17 @@ class _Validation:
         stages = [stage for stage in found if stage is not None]
         keys = [stage.compressor_key for stage in stages if stage.compressor_key is not None]
         if shared is not None and "compressor" not in keys and not self.errors:
-            own = f"{keys[0]} is used in its place; write the settings in one of the two" if keys else "add prune: {}"
+            user = next(stage for stage, kind in COMPRESSES.items() if kind == shared.kind)
+            instead = [key for key in keys if key.startswith(f"stages.{user}.")]
+            own = (
+                f"{instead[0]} is used in its place; write the settings in one of the two"
+                if instead
+                else (f"add {user}: {{}}")
+            )
             self.add("compressor", f"no stage uses it: {own}")
         return stages
 
-    def stage(self, name: str, values: Any, shared: PrunerSettings | None) -> RecipeStage | None:
+    def stage(self, name: str, values: Any, shared: CompressorSettings | None) -> RecipeStage | None:
         key = f"stages.{name}"
         if not isinstance(values, dict):
             self.add(key, f"{values!r} is not a mapping of settings; write {{}} for a stage without any")
@@ -242,17 +253,33 @@ class _Validation:
         if name == "export" and settings is not None and isinstance(self.values.get("export"), dict):
             settings = self.settings(STAGES[name], {**self.values["export"], **values}, "export")
         compressor, compressor_key = None, None
-        if name == "prune":
+        if name in COMPRESSES:
             own = values.get("compressor")
             compressor_key = "compressor" if own is None else f"{key}.compressor"
             compressor = shared if own is None else self.compressor(own, compressor_key)
             if own is None and self.values.get("compressor") is None:
-                self.add(key, "prune needs a compressor: add compressor=NAME (ls compressor lists them)")
+                self.add(key, f"{name} needs a compressor: add compressor=NAME (ls compressor lists them)")
+            elif compressor is not None and compressor.kind != COMPRESSES[name]:
+                self.add(
+                    key if own is None else compressor_key,
+                    f"{name} takes a {COMPRESSES[name]}, and {compressor_key} is a {compressor.kind}"
+                    + (f"; give the stage its own: stages.{name}.compressor" if own is None else ""),
+                )
+            if isinstance(compressor, QuantizerSettings) and isinstance(settings, QuantizeSettings):
+                self.training_length(key, compressor, settings)
         objects = self.resolved.stage_objects[name]
         for kind in ("optimizer", "scheduler"):
             if kind in values and getattr(objects, kind) is not None:
                 self.node(f"{key}.{kind}", getattr(objects, kind))
         if settings is None:
             return None
-        assert not isinstance(settings, PruneSettings) or compressor or self.errors
+        assert name not in COMPRESSES or compressor or self.errors
         return RecipeStage(name, settings, objects.optimizer, objects.scheduler, compressor, compressor_key)
+
+    def training_length(self, key: str, quantizer: QuantizerSettings, settings: QuantizeSettings) -> None:
+        """A quantizer that trains is told how long; one that doesn't is not."""
+        given = [name for name in ("max_epochs", "max_steps") if getattr(settings, name) is not None]
+        if quantizer.trains and not given:
+            self.add(key, "this quantizer trains: say how long, with max_epochs or max_steps")
+        elif given and not quantizer.trains:
+            self.add(f"{key}.{given[0]}", "this quantizer only calibrates and trains nothing (trains: false)")

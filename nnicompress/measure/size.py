@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_model
+from safetensors.torch import save, save_model
 from torch import nn
 
 
@@ -22,6 +22,11 @@ def save_weights(model: nn.Module, path: Path) -> int:
     """Write the state_dict as safetensors (tied tensors once) and return the file's bytes."""
     save_model(model, str(path))
     return path.stat().st_size
+
+
+def bytes_of_weights(model: nn.Module) -> int:
+    """Bytes that the file of `save_weights` would have."""
+    return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def bytes_of(path: Path) -> int:

@@ -10,13 +10,22 @@ from nnicompress.errors import JobError
 from nnicompress.events import Note
 from nnicompress.export.formats import FORMATS
 from nnicompress.graph.macs import count_macs
-from nnicompress.measure.size import bytes_of
+from nnicompress.measure.size import bytes_of, count_parameters, count_zeros
 from nnicompress.pipeline.context import Context, Phase
 from nnicompress.pipeline.manifest import machine, versions
 from nnicompress.pipeline.stages.evaluate import SPLIT
 from nnicompress.report.curves import CurveRecorder
 from nnicompress.report.expected import compare, summary_numbers
-from nnicompress.report.record import ArtifactRecord, LayerRecord, PhaseRecord, ProofRecord, Report, StageRecord
+from nnicompress.report.record import (
+    ArtifactRecord,
+    LayerRecord,
+    PhaseRecord,
+    ProofRecord,
+    QuantizationRecord,
+    QuantizedLayerRecord,
+    Report,
+    StageRecord,
+)
 
 
 def assemble(context: Context, stages: list[StageRecord], curves: CurveRecorder, started: tuple[str, float]) -> Report:
@@ -59,6 +68,7 @@ def assemble(context: Context, stages: list[StageRecord], curves: CurveRecorder,
             batch_sizes=proof.batch_sizes,
             seconds=proof.seconds,
         ),
+        quantization=_quantization(context, stages),
         curves=curves.curves(),
         expected=compare(job.expected, numbers),
     )
@@ -86,7 +96,7 @@ def _phases(context: Context) -> tuple[PhaseRecord, ...]:
     records = []
     for phase in context.phases:
         # Phases of equal shapes have equal counts: masks and fine-tuning change no shape.
-        shapes = tuple((name, tuple(p.shape)) for name, p in phase.model.named_parameters())
+        shapes = tuple((name, tuple(p.shape)) for name, p in phase.network.named_parameters())
         if shapes not in counts:
             counts[shapes] = _macs(context, phase)
         records.append(
@@ -94,8 +104,8 @@ def _phases(context: Context) -> tuple[PhaseRecord, ...]:
                 name=phase.name,
                 label=phase.label,
                 masked=phase.masked,
-                parameters=phase.parameters,
-                zeros=phase.zeros,
+                parameters=count_parameters(phase.network),
+                zeros=count_zeros(phase.network),
                 macs=counts[shapes],
                 bytes=phase.bytes,
                 accuracy=phase.accuracy,
@@ -110,10 +120,10 @@ def _phases(context: Context) -> tuple[PhaseRecord, ...]:
 def _macs(context: Context, phase: Phase) -> int | None:
     """Multiply-accumulates of one sample: of a batch of two, halved, because some forwards refuse a batch of one."""
     evaluator = context.job.stages[-1].build_evaluator(context.listener)
-    with evaluator.bound(phase.model):
+    with evaluator.bound(phase.network):
         args, kwargs = context.inputs(evaluator, 2)
     try:
-        return count_macs(phase.model, args, kwargs).total // 2
+        return count_macs(phase.network, args, kwargs).total // 2
     except (JobError, RuntimeError) as error:
         # A forward that needs real numbers can't be counted on fake ones; the report says that it was not.
         reason = str(error).strip().splitlines()[0]
@@ -150,6 +160,32 @@ def _layers(context: Context) -> tuple[LayerRecord, ...]:
                 )
             )
     return tuple(records)
+
+
+def _quantization(context: Context, stages: list[StageRecord]) -> QuantizationRecord | None:
+    """The types of each layer's tensors, in the order of the forward."""
+    result = context.quantization
+    if result is None:
+        return None
+    facts = next(stage.facts for stage in stages if stage.name == "quantize")
+    types: dict[str, dict[str, list[str]]] = {}
+    for place, tensor in result.tensors.items():
+        layer, _, key = place.rpartition("/")
+        kind = "weight" if key == "weight" else "inputs" if key.startswith("input") else "output"
+        if key != "bias":
+            types.setdefault(layer, {}).setdefault(kind, []).append(tensor.scheme.dtype)
+    return QuantizationRecord(
+        method=facts["method"],
+        backend=facts["backend"],
+        summary=facts["summary"],
+        layers=tuple(
+            QuantizedLayerRecord(
+                name=layer.replace("/", " "), **{kind: ", ".join(dict.fromkeys(found)) for kind, found in row.items()}
+            )
+            for layer, row in types.items()
+        ),
+        unquantized=result.unquantized,
+    )
 
 
 def _device_name(device: torch.device) -> str:

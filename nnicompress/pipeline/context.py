@@ -14,7 +14,6 @@ from torch import nn
 from nnicompress.evaluators.contract import Evaluator, ModelInput
 from nnicompress.events import Listener
 from nnicompress.export.comparison import on_device
-from nnicompress.measure.size import count_parameters, count_zeros
 from nnicompress.pipeline.checkpoint import Checkpoint
 from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.run_dir import RunFolder
@@ -24,6 +23,7 @@ from nnicompress.report.curves import CurveRecorder
 
 if TYPE_CHECKING:
     from nnicompress.pruning.pruner import PruningResult
+    from nnicompress.quantization.result import QuantizationResult
     from nnicompress.report.record import ArtifactRecord, LatencyRecord
     from nnicompress.shrink.proof import Proof
 
@@ -39,13 +39,21 @@ class Phase:
     label: str
     masked: bool
     model: nn.Module
-    parameters: int
-    zeros: int
+    network: nn.Module
+    """What is counted: the model itself, or the same network in float where the model computes in quantized numbers.
+
+    Its speed and memory are then those of neither float nor integer kernels, and are not measured.
+    """
     bytes: int
     accuracy: float | None = None
     validation: float | None = None
     latency: tuple[LatencyRecord, ...] = ()
     peak_memory: int | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether its speed is that of the operators that it is made of."""
+        return self.network is self.model
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Context:
     """Whether the running stage was begun by an earlier process."""
     phases: list[Phase] = field(default_factory=list)
     pruning: PruningResult | None = None
+    quantization: QuantizationResult | None = None
     masked: bool = False
     """Whether masks are in force: pruned and not shrunk."""
     proof: Proof | None = None
@@ -84,24 +93,17 @@ class Context:
 
     def add_phase(self, name: str, label: str) -> None:
         """Keep a copy of the model as it is now and write its weights into the stage's folder."""
-        self._remember(name, label, save_weights(self.model, self.folder))
+        self.remember(name, label, save_weights(self.model, self.folder))
 
     def restore_phase(self, name: str, label: str) -> None:
         """Fill the model with the weights in a reused stage's folder, and keep a copy as `add_phase` does."""
         load_weights(self.model, self.folder)
-        self._remember(name, label, (self.folder / WEIGHTS).stat().st_size)
+        self.remember(name, label, (self.folder / WEIGHTS).stat().st_size)
 
-    def _remember(self, name: str, label: str, size: int) -> None:
-        phase = Phase(
-            name=name,
-            label=label,
-            masked=self.masked,
-            model=copy.deepcopy(self.model).eval(),
-            parameters=count_parameters(self.model),
-            zeros=count_zeros(self.model),
-            bytes=size,
-        )
-        self.phases.append(phase)
+    def remember(self, name: str, label: str, size: int, network: nn.Module | None = None) -> None:
+        """Keep a copy of the model as it is now, whose weights take `size` bytes; `network`: see `Phase`."""
+        model = copy.deepcopy(self.model).eval()
+        self.phases.append(Phase(name, label, self.masked, model, model if network is None else network, size))
 
     def inputs(self, evaluator: Evaluator, batch_size: int) -> ModelInput:
         """Real inputs of the model on the job's device."""

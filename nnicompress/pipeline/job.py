@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nnicompress.evaluators.contract import Evaluator
     from nnicompress.events import Listener
     from nnicompress.pruning.settings import PrunerSettings
+    from nnicompress.quantization.settings import QuantizerSettings
     from nnicompress.trace import Traced
 
 
@@ -29,8 +30,8 @@ class StagePlan:
     """An instance of `STAGES[name]`."""
     build_evaluator: Callable[[Listener], Evaluator]
     """The recipe's evaluator, with this stage's own optimizer and scheduler settings merged in."""
-    pruner: PrunerSettings | None = None
-    """For `prune`: the pruner's settings, the stage's own or the recipe's."""
+    compressor: PrunerSettings | QuantizerSettings | None = None
+    """For `prune` and `quantize`: the stage's own or the recipe's."""
 
 
 @dataclass(frozen=True)

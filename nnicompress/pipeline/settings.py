@@ -58,6 +58,25 @@ class ShrinkSettings(Settings):
     """Training batches that batch-norm statistics are measured on again, after the proof; 0: keep the statistics."""
 
 
+class QuantizeSettings(Settings):
+    """Calibrate, train with quantization simulated where the quantizer trains, and make integers of the weights."""
+
+    compressor: dict[str, Any] | None = None
+    """The quantizer of this stage; null: the recipe's top-level `compressor`."""
+    max_epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    """Keys that replace those of the recipe's `optimizer` in this stage."""
+    scheduler: dict[str, Any] | None = Field(default_factory=dict)
+    """Keys that replace those of the recipe's `scheduler` in this stage; null: no scheduler."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_epochs is not None and self.max_steps is not None:
+            raise ValueError("at most one of max_epochs and max_steps says how long to train; both are given")
+        return self
+
+
 class ExportSettings(Settings):
     """Write `model/` (always) and the formats asked for."""
 
@@ -77,7 +96,7 @@ class EvaluateSettings(Settings):
     """Time budget of one batch size over all models; the repeats adapt to it, never below 5."""
     memory: bool = True
     """Whether the peak memory of inference is measured."""
-    max_accuracy_difference: float | None = Field(default=0.01, ge=0)
+    max_deployed_gap: float | None = Field(default=0.01, ge=0)
     """Most by which the metric of an exported file may differ from that of the model it was made of, in the metric's
     own unit; a larger difference fails the run. null: any difference is reported and passes."""
 
@@ -102,6 +121,7 @@ STAGES: Mapping[str, type[Settings]] = MappingProxyType(
         "prune": PruneSettings,
         "shrink": ShrinkSettings,
         "finetune": FinetuneSettings,
+        "quantize": QuantizeSettings,
         "export": ExportSettings,
         "evaluate": EvaluateSettings,
     }
@@ -119,6 +139,7 @@ READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "prune": (*_TRAINS, "compressor"),
         "shrink": _ALWAYS,
         "finetune": _TRAINS,
+        "quantize": (*_TRAINS, "compressor"),
         "export": (*_ALWAYS, "export"),
         "evaluate": _ALWAYS,
     }
@@ -138,9 +159,10 @@ ORDER: Mapping[str, OrderRule] = MappingProxyType(
     {
         "train": OrderRule(needs=()),
         "start": OrderRule(needs=()),
-        "prune": OrderRule(needs=("train", "start"), never_after=("shrink", "export", "evaluate")),
-        "shrink": OrderRule(needs=("prune",), never_after=("export", "evaluate")),
-        "finetune": OrderRule(needs=("train", "start"), never_after=("export", "evaluate")),
+        "prune": OrderRule(needs=("train", "start"), never_after=("shrink", "quantize", "export", "evaluate")),
+        "shrink": OrderRule(needs=("prune",), never_after=("quantize", "export", "evaluate")),
+        "finetune": OrderRule(needs=("train", "start"), never_after=("quantize", "export", "evaluate")),
+        "quantize": OrderRule(needs=("train", "start"), never_after=("export", "evaluate")),
         "export": OrderRule(needs=("train", "start"), never_after=("evaluate",)),
         "evaluate": OrderRule(needs=("train", "start")),
     }

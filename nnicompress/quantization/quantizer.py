@@ -9,7 +9,7 @@ take everything out again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,9 +91,16 @@ class Quantizer:
             return make_plan(model, self.settings, record(model, args, kwargs))
 
     def compress(
-        self, model: nn.Module, max_steps: int | None = None, max_epochs: int | None = None
+        self,
+        model: nn.Module,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        *,
+        alongside: Callable[[Evaluator], Handle] | None = None,
     ) -> QuantizationResult:
         """Calibrate, and train `model` with quantization simulated; says how each tensor is quantized.
+
+        `alongside` registers more with the evaluator while the model is bound, such as `masks.attach` of a pruned one.
 
         The model keeps its trained float weights (of `dorefa` and `bnn`: those that were simulated), and nothing else
         is left on it. `attach.simulated(model, result)` computes as simulated.
@@ -109,6 +116,8 @@ class Quantizer:
             )
         with self.evaluator.bound(model):
             args, kwargs = self.evaluator.example_inputs(2)
+            if alongside is not None:
+                alongside(self.evaluator)
             plan = make_plan(model, self.settings, record(model, args, kwargs))
             quantizers = build_quantizers(model, plan, self.settings)
             attached = Attached(model, quantizers)

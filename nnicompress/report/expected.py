@@ -19,7 +19,8 @@ def summary_numbers(
     """
     first, last = phases[0], phases[-1]
     artifact = next((a for a in artifacts if a.accuracy is not None or a.latency), None)
-    accuracy = artifact.accuracy if artifact and artifact.accuracy is not None else last.accuracy
+    served = artifact.accuracy if artifact else None
+    accuracy = last.accuracy if served is None else served
     start = artifact.baseline_accuracy if artifact and artifact.baseline_accuracy is not None else first.accuracy
     drop = None if accuracy is None or start is None else (start - accuracy) * (1 if mode == "max" else -1)
     if artifact and artifact.latency and artifact.baseline_latency:
@@ -33,6 +34,7 @@ def summary_numbers(
         "macs_ratio": _ratio(last.macs, first.macs),
         "latency_ratio": latency,
         "size_ratio": _ratio(last.bytes, first.bytes),
+        "deployed_gap": None if served is None or last.accuracy is None else abs(served - last.accuracy),
     }
 
 

@@ -57,6 +57,14 @@ class PhaseRecord(Record):
         return next((latency for latency in self.latency if latency.batch_size == batch_size), None)
 
 
+class FloatOperatorsRecord(Record):
+    """Operators of an exported file that compute in float, of one type and for one reason."""
+
+    operator: str
+    count: int
+    reason: str
+
+
 class ArtifactRecord(Record):
     """An exported file, loaded again and measured in its own runtime, beside the baseline exported the same way."""
 
@@ -73,6 +81,33 @@ class ArtifactRecord(Record):
     baseline_accuracy: float | None = None
     latency: tuple[LatencyRecord, ...] = ()
     baseline_latency: tuple[LatencyRecord, ...] = ()
+    peak_memory: int | None = None
+    """Bytes that loading and running the file adds to an empty process of the runtime, at the recipe's batch."""
+    baseline_peak_memory: int | None = None
+    integer: dict[str, int] = {}
+    """Of a quantized model: the operators that the runtime runs in integers, by type."""
+    floating: tuple[FloatOperatorsRecord, ...] = ()
+    """The other operators that compute."""
+
+
+class QuantizedLayerRecord(Record):
+    """The types of a layer's tensors, or of a call's in a forward; empty where one stays in float."""
+
+    name: str
+    inputs: str = ""
+    weight: str = ""
+    output: str = ""
+
+
+class QuantizationRecord(Record):
+    """How the model is quantized."""
+
+    method: str
+    backend: str
+    summary: str
+    layers: tuple[QuantizedLayerRecord, ...] = ()
+    unquantized: tuple[str, ...] = ()
+    """What was selected and stays in float, one line each, with the reason."""
 
 
 class PhaseMeasurements(Record):
@@ -180,6 +215,7 @@ class Report(Record):
     unprunable: tuple[str, ...] = ()
     """What was selected and could not be pruned, one line each, with the reason."""
     proof: ProofRecord | None = None
+    quantization: QuantizationRecord | None = None
     curves: tuple[CurveRecord, ...] = ()
     expected: tuple[ExpectedRecord, ...] = ()
 

@@ -37,3 +37,5 @@ class ExpectedSettings(Settings):
     """Of the medians at the recipe's batch size, in one runtime."""
     size_ratio: Bounds | None = None
     """Of the bytes of the weights' safetensors files."""
+    deployed_gap: Bounds | None = None
+    """How far the metric of the exported file is from that of the model it was made of."""

@@ -117,6 +117,8 @@ def headline(report: Report) -> str:
         name, share = ("parameters", found["params_ratio"])
     assert share is not None, "every phase has parameters"
     cost = f" with {100 * share:.0f} % of the {name}"
+    if report.quantization is not None:
+        cost = f" with {100 * (found['size_ratio'] or 1):.0f} % of the bytes"
     gain = speed_up(report)
     if gain is None:
         return f"Speed not measured,{cost}.{quality}"

@@ -83,7 +83,7 @@ def make_job(
                 name=name,
                 settings=STAGES[name].model_validate(values),
                 build_evaluator=build_evaluator,
-                pruner=PrunerSettings.model_validate(pruner or TAYLOR) if name == "prune" else None,
+                compressor=PrunerSettings.model_validate(pruner or TAYLOR) if name == "prune" else None,
             )
             for name, values in stages.items()
         ),

@@ -39,7 +39,7 @@ def test_another_accuracy_fails_the_run_in_one_line(tmp_path: Path, wrong_for_ba
         run(tmp_path / "run")
     line = str(caught.value)
     assert "model.pt2: accuracy is 0." in line and "in torch.export" in line and "in PyTorch; they differ by 0." in line
-    assert "more than stages.evaluate.max_accuracy_difference (0.01)" in line and "\n" not in line
+    assert "more than stages.evaluate.max_deployed_gap (0.01)" in line and "\n" not in line
     status = read_status(tmp_path / "run")
     assert status is not None and (status.state, status.stage) == ("failed", "evaluate")
     assert not (tmp_path / "run/report.json").exists()
@@ -47,10 +47,10 @@ def test_another_accuracy_fails_the_run_in_one_line(tmp_path: Path, wrong_for_ba
 
 @pytest.mark.parametrize("bound", [1.0, None])
 def test_a_wide_bound_reports_the_difference(bound: float | None, tmp_path: Path, wrong_for_batches: None) -> None:
-    report = run(tmp_path / "run", max_accuracy_difference=bound)
+    report = run(tmp_path / "run", max_deployed_gap=bound)
     assert abs(report.artifacts[0].accuracy - report.final.accuracy) > 0.01
 
 
 def test_a_true_file_passes_the_narrowest_bound(tmp_path: Path) -> None:
-    report = run(tmp_path / "run", max_accuracy_difference=0.0)
+    report = run(tmp_path / "run", max_deployed_gap=0.0)
     assert report.artifacts[0].accuracy == report.final.accuracy

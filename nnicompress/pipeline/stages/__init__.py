@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from nnicompress.pipeline.context import Stage, Stages
-from nnicompress.pipeline.stages import evaluate, export, prune, shrink, start, train
+from nnicompress.pipeline.stages import evaluate, export, prune, quantize, shrink, start, train
 
 RUNNERS: Stages = MappingProxyType(
     {
@@ -14,6 +14,7 @@ RUNNERS: Stages = MappingProxyType(
         "prune": Stage(prune.run, prune.restore),
         "shrink": Stage(shrink.run, shrink.restore),
         "finetune": Stage(train.finetune, train.restore_finetuned),
+        "quantize": Stage(quantize.run, quantize.restore),
         "export": Stage(export.run, export.restore),
         "evaluate": Stage(evaluate.run, evaluate.restore),
     }

@@ -13,8 +13,8 @@ from nnicompress.pruning.storage import load_pruning, save_pruning
 
 def run(context: Context, plan: StagePlan) -> Facts:
     """Run the pruner; afterwards the model is masked and the masks stay in force until `shrink`."""
-    assert plan.pruner is not None, "a prune stage without a pruner"
-    settings = _brief(plan.pruner) if context.job.smoke else plan.pruner
+    assert isinstance(plan.compressor, PrunerSettings), "a prune stage without a pruner"
+    settings = _brief(plan.compressor) if context.job.smoke else plan.compressor
     stage = ResumableStage(context, plan, lambda: pruner.state_dict())
     pruner = Pruner(settings, stage.evaluator, context.listener)
     state = stage.go_on()
