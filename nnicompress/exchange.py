@@ -26,6 +26,24 @@ def mean(value: Tensor) -> Tensor:
     return summed / distributed.world_size()
 
 
+def largest(value: Tensor) -> Tensor:
+    """The largest of `value` over the processes, element by element, on its device; `value` stays as it is."""
+    if distributed.world_size() == 1:
+        return value
+    found = value.detach().clone()
+    collective.all_reduce(found, collective.ReduceOp.MAX)
+    return found
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of `value` over the processes, element by element, on its device; `value` stays as it is."""
+    if distributed.world_size() == 1:
+        return value
+    found = value.detach().clone()
+    collective.all_reduce(found)
+    return found
+
+
 def means(values: Mapping[str, float]) -> dict[str, float]:
     """Each number's mean over the processes that have one of its name; of the names of this process."""
     if distributed.world_size() == 1:

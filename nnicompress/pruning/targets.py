@@ -5,11 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
 from nnicompress.errors import ConfigError, did_you_mean
 from nnicompress.pruning.settings import TargetSettings
+
+
+class Selectors(Protocol):
+    """The keys by which any compressor's target selects modules."""
+
+    @property
+    def op_types(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def op_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def op_names_re(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def exclude_op_types(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def exclude_op_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def exclude_op_names_re(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -23,13 +46,35 @@ class Selection:
 
 
 def select(model: nn.Module, target: TargetSettings, *, key: str = "targets") -> Selection:
-    """The modules that `target` selects: (op_names or op_names_re) and op_types, less the excluded ones.
+    """The modules that `target` selects, and its parameters of them.
 
     `key` is the target's dotted key, e.g. `targets.convs`, for error messages.
 
     Raises:
-        ConfigError: a selector that matches no module (with the nearest names), a target that selects nothing, or a
-            parameter that none of the selected modules has.
+        ConfigError: what `select_modules` raises, or a parameter that none of the selected modules has.
+    """
+    names, excluded = select_modules(model, target, key=key)
+    modules = {name: model.get_submodule(name) for name in names}
+    for tensor in target.target_names:
+        if not any(tensor in module._parameters for module in modules.values()):
+            known = {parameter for module in modules.values() for parameter in module._parameters}
+            raise ConfigError(
+                f"none of the {len(names)} selected modules has a parameter {tensor!r}"
+                f"{did_you_mean(tensor, known) or ('; they have ' + ', '.join(sorted(known)) if known else '')}",
+                key=f"{key}.target_names",
+            )
+    return Selection(names, target.target_names, excluded)
+
+
+def select_modules(
+    model: nn.Module, target: Selectors, *, key: str = "targets"
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The modules that `target` selects, in the model's order, and those that it excludes.
+
+    Selected are (op_names or op_names_re) and op_types, less the excluded ones.
+
+    Raises:
+        ConfigError: a selector that matches no module (with the nearest names), or a target that selects nothing.
     """
     first_names: dict[int, str] = {}
     modules: dict[str, nn.Module] = {}
@@ -90,16 +135,7 @@ def select(model: nn.Module, target: TargetSettings, *, key: str = "targets") ->
     chosen -= excluded
     if not chosen:
         raise ConfigError("selects no module: its selectors match some each, but none matches all of them", key=key)
-    names = tuple(name for name in modules if name in chosen)
-    for tensor in target.target_names:
-        if not any(tensor in modules[name]._parameters for name in names):
-            known = {parameter for name in names for parameter in modules[name]._parameters}
-            raise ConfigError(
-                f"none of the {len(names)} selected modules has a parameter {tensor!r}"
-                f"{did_you_mean(tensor, known) or ('; they have ' + ', '.join(sorted(known)) if known else '')}",
-                key=f"{key}.target_names",
-            )
-    return Selection(names, target.target_names, frozenset(excluded))
+    return tuple(name for name in modules if name in chosen), frozenset(excluded)
 
 
 def parameter_names(model: nn.Module, selection: Selection, tensor: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -36,6 +36,8 @@ class QuantizationResult:
     tensors: Mapping[str, QuantizedTensor]
     unquantized: tuple[str, ...] = ()
     """What was selected and stays in float, one line each, with the reason."""
+    folded: Mapping[str, str] = field(default_factory=dict)
+    """Place of a weight -> the batch norm that is folded into it before it is quantized."""
 
     @property
     def summary(self) -> str:
@@ -55,6 +57,7 @@ def save_quantization(result: QuantizationResult, folder: Path) -> None:
     document = {
         "tensors": {place: asdict(tensor.scheme) for place, tensor in result.tensors.items()},
         "unquantized": list(result.unquantized),
+        "folded": dict(result.folded),
     }
     save_file(arrays, str(folder / ARRAYS))
     (folder / DOCUMENT).write_text(json.dumps(document) + "\n", encoding="utf-8")
@@ -68,4 +71,4 @@ def load_quantization(folder: Path) -> QuantizationResult:
     for place, values in document["tensors"].items():
         scheme = Scheme(**{**values, "granularity": Granularity(**values["granularity"])})
         tensors[place] = QuantizedTensor(scheme, arrays[f"{place}.scale"], arrays[f"{place}.zero_point"])
-    return QuantizationResult(tensors, tuple(document["unquantized"]))
+    return QuantizationResult(tensors, tuple(document["unquantized"]), document["folded"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_DTYPE = re.compile(r"(u?)int([2-8])")
+_DTYPE = re.compile(r"u?int([2-8])|int32")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scheme:
     """
 
     dtype: str
-    """`int2` to `int8`, `uint2` to `uint8`."""
+    """`int2` to `int8`, `uint2` to `uint8`; `int32` for biases."""
     symmetric: bool = False
     granularity: Granularity = field(default=PER_TENSOR)
     full_range: bool = False
@@ -58,7 +58,7 @@ class Scheme:
     @property
     def bits(self) -> int:
         """The width of an integer."""
-        return int(self.dtype[-1])
+        return int(self.dtype.partition("int")[2])
 
     @property
     def quant_min(self) -> int:

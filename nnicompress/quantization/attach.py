@@ -1,0 +1,167 @@
+"""Puts fake quantizers into a model and takes them out again, leaving nothing behind."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnicompress.errors import JobError, UserError
+from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
+from nnicompress.evaluators.training_step import device_of
+from nnicompress.quantization.calls import tensors_of
+from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
+from nnicompress.quantization.frames import Frames
+from nnicompress.quantization.modules import add_transformers, swap, swap_back
+from nnicompress.quantization.result import QuantizationResult
+
+
+class Attached:
+    """Fake quantizers in a model, by place; `remove` takes them out."""
+
+    def __init__(self, model: nn.Module, quantizers: Mapping[str, FakeQuantizer]) -> None:
+        """Put `quantizers` in.
+
+        Raises:
+            JobError: the model lacks a module of a place.
+            UserError: a module has an attribute of the name that is needed.
+        """
+        add_transformers()
+        self.model, self.quantizers = model, dict(quantizers)
+        self._handles: list[Any] = []
+        self._changed: list[nn.Module] = []
+        modules = dict(model.named_modules())
+        by_module: dict[str, dict[str, FakeQuantizer]] = defaultdict(dict)
+        for place, quantizer in quantizers.items():
+            module, _, key = place.partition("/")
+            if module not in modules:
+                raise JobError(f"{place}: {type(model).__name__} has no module {module!r}")
+            by_module[module][key] = quantizer
+        try:
+            for name, found in by_module.items():
+                self._put(modules[name], name, found)
+            frames = {name: {k: q for k, q in found.items() if "/" in k} for name, found in by_module.items()}
+            self._handles += Frames().attach(model, frames)
+        except Exception:
+            self.remove()
+            raise
+
+    def _put(self, module: nn.Module, name: str, found: Mapping[str, FakeQuantizer]) -> None:
+        children = swap(module, name)
+        self._changed.append(module)
+        for key, quantizer in found.items():
+            children[key] = quantizer
+            quantizer.train(module.training)
+        inputs = {int(key[6:]): q for key, q in found.items() if key.startswith("input_")}
+        outputs = {int(key[7:]): q for key, q in found.items() if key.startswith("output_")}
+        if inputs:
+            self._handles.append(module.register_forward_pre_hook(QuantizeInputs(inputs), with_kwargs=True))
+        if outputs:
+            self._handles.append(module.register_forward_hook(QuantizeOutputs(outputs)))
+
+    def remove(self) -> None:
+        """Take everything out; twice is harmless."""
+        while self._handles:
+            self._handles.pop().remove()
+        while self._changed:
+            swap_back(self._changed.pop())
+
+    def prove(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Run the model in training and in evaluation mode, and see that every quantizer is used in both.
+
+        Raises:
+            UserError: names those that are not.
+        """
+        used: set[nn.Module] = set()
+
+        def use(module: nn.Module, args: Any, output: Any) -> None:
+            used.add(module)
+
+        handles = [quantizer.register_forward_hook(use) for quantizer in self.quantizers.values()]
+        try:
+            for training in (True, False):
+                used.clear()
+                with torch.no_grad(), same_training_mode(self.model), same_tensors(self.model), same_random_states():
+                    self.model.train(training)
+                    self.model(*args, **kwargs)
+                unused = [place for place, quantizer in self.quantizers.items() if quantizer not in used]
+                if unused:
+                    mode = "training" if training else "evaluation"
+                    more = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
+                    raise UserError(
+                        f"{unused[0]}{more} is not reached in {mode} mode: the forward takes another way there; leave "
+                        "it out with exclude_op_names"
+                    )
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class QuantizeInputs:
+    """A forward pre-hook: quantizes tensors among a module's arguments, by number."""
+
+    def __init__(self, quantizers: Mapping[int, Callable[[Tensor], Tensor]]) -> None:
+        """`quantizers` by the number of the argument, positional ones first."""
+        self.quantizers = quantizers
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments, quantized."""
+        changed, names = list(args), list(kwargs)
+        for index, quantizer in self.quantizers.items():
+            if index < len(args):
+                changed[index] = quantizer(args[index])
+            else:
+                name = names[index - len(args)]
+                kwargs = {**kwargs, name: quantizer(kwargs[name])}
+        return tuple(changed), kwargs
+
+
+class QuantizeOutputs:
+    """A forward hook: quantizes tensors that a module returns, by number."""
+
+    def __init__(self, quantizers: Mapping[int, Callable[[Tensor], Tensor]]) -> None:
+        """`quantizers` by position among the returned tensors."""
+        self.quantizers = quantizers
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The output, quantized."""
+        if isinstance(output, Tensor):
+            return self.quantizers[0](output)
+        assert type(output) in (tuple, list), f"{type(module).__name__} returns {type(output).__name__}"
+        places = {id(tensor): index for index, tensor in enumerate(tensors_of(output))}
+        return type(output)(
+            self.quantizers[places[id(part)]](part) if places.get(id(part)) in self.quantizers else part
+            for part in output
+        )
+
+
+def stored_quantizers(model: nn.Module, result: QuantizationResult) -> dict[str, FakeQuantizer]:
+    """The fake quantizers of a result, which simulate and observe nothing, by place."""
+    modules = dict(model.named_modules())
+    found: dict[str, FakeQuantizer] = {}
+    for place, tensor in result.tensors.items():
+        shape = tuple(tensor.scale.shape)
+        if tensor.scheme.bits == 32:
+            quantizer: FakeQuantizer = BiasQuantizer(shape)
+        else:
+            quantizer = FakeQuantizer(tensor.scheme, scale_shape=shape)
+        quantizer.set_parameters(tensor.scale, tensor.zero_point)
+        quantizer.simulating = True
+        if place in result.folded:
+            quantizer.batch_norm = (modules[result.folded[place]],)
+        found[place] = quantizer.to(device_of(model))
+    return found
+
+
+@contextmanager
+def simulated(model: nn.Module, result: QuantizationResult) -> Iterator[Attached]:
+    """Within the context `model` computes as quantized by `result`, in floats: what `freeze` makes integers of."""
+    attached = Attached(model, stored_quantizers(model, result))
+    try:
+        yield attached
+    finally:
+        attached.remove()

@@ -1,0 +1,208 @@
+"""Calibration: finds the ranges and first scales on batches of the training data, before anything is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnicompress import exchange
+from nnicompress.evaluators.contract import Evaluator, StepEvent
+from nnicompress.quantization.fake_quantizer import FakeQuantizer, Watcher
+from nnicompress.quantization.learned import lsq_plus_weight_scale, lsq_scale
+from nnicompress.quantization.observers import Histogram, Magnitudes, RangeObserver, commit
+from nnicompress.quantization.ranges import (
+    entropy,
+    extremes,
+    grouped,
+    histogram_least_squares,
+    least_squares,
+    percentile,
+    scales_in_place,
+)
+from nnicompress.quantization.scheme import Scheme
+from nnicompress.quantization.settings import ObserverSettings
+
+Parameters = tuple[Tensor, Tensor]
+
+
+class _Plain:
+    """An observer that is no child of a fake quantizer: an evaluator puts all buffers of a model back."""
+
+    def __init__(self, observer: RangeObserver) -> None:
+        self.observer = observer
+
+    def collect(self, x: Tensor) -> None:
+        self.observer.collect(x)
+
+
+def activation_ranges(
+    evaluator: Evaluator, quantizers: Mapping[str, tuple[FakeQuantizer, ObserverSettings]], num_batches: int
+) -> dict[str, Parameters]:
+    """Scale and zero point of each activation by its observer, over `num_batches` of the training data.
+
+    Observers that need a histogram see the batches twice, first for its ends. In several processes all get the same.
+    """
+    observers: dict[str, RangeObserver] = {}
+    for place, (quantizer, settings) in quantizers.items():
+        momentum = settings.momentum if settings.name == "moving_average" else None
+        observer = RangeObserver(quantizer.scheme, quantizer.scale.shape, momentum)
+        observers[place] = observer.to(quantizer.scale.device)
+    watched = {quantizers[place][0]: _Plain(observer) for place, observer in observers.items()}
+    _watch(evaluator, watched, num_batches, lambda: commit(list(observers.values())))
+    for place, observer in observers.items():
+        assert observer.seen, f"{place} saw nothing"
+        own = quantizers[place][0].observer
+        if own is not None:
+            own.low.copy_(observer.low)
+            own.high.copy_(observer.high)
+    ranges = {place: (observer.low, observer.high) for place, observer in observers.items()}
+    ranges |= _histogram_ranges(evaluator, quantizers, ranges, num_batches)
+    return {place: quantizers[place][0].scheme.parameters(*found) for place, found in ranges.items()}
+
+
+def _histogram_ranges(
+    evaluator: Evaluator,
+    quantizers: Mapping[str, tuple[FakeQuantizer, ObserverSettings]],
+    ranges: Mapping[str, tuple[Tensor, Tensor]],
+    num_batches: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    wanted = {place: pair for place, pair in quantizers.items() if pair[1].name in ("entropy", "percentile", "mse")}
+    if not wanted:
+        return {}
+    histograms = {place: Histogram(*ranges[place], bins=settings.bins) for place, (_, settings) in wanted.items()}
+    watched: dict[FakeQuantizer, Watcher] = {wanted[place][0]: histogram for place, histogram in histograms.items()}
+    _watch(evaluator, watched, num_batches, lambda: None)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for place, histogram in histograms.items():
+        histogram.reduce()
+        quantizer, settings = wanted[place]
+        counts, low, high = histogram.counts, histogram.low, histogram.high
+        if settings.name == "percentile":
+            found[place] = percentile(counts, low, high, settings.percentile)
+        elif settings.name == "mse":
+            found[place] = histogram_least_squares(counts, low, high, quantizer.scheme)
+        else:
+            found[place] = entropy(counts, low, high)
+    return found
+
+
+def lsq_activations(
+    evaluator: Evaluator, quantizers: Mapping[str, FakeQuantizer], num_batches: int
+) -> dict[str, Parameters]:
+    """LSQ's first scales, 2 * mean|x| / sqrt(steps above zero).
+
+    Unsigned integers stand for values that may be negative by a zero point in their middle, and by zero point 0 for
+    others: the zero point is not learned.
+    """
+    magnitudes = {place: Magnitudes() for place in quantizers}
+    watched: dict[FakeQuantizer, Watcher] = {quantizers[place]: magnitude for place, magnitude in magnitudes.items()}
+    _watch(evaluator, watched, num_batches, lambda: None)
+    found: dict[str, Parameters] = {}
+    for place, magnitude in magnitudes.items():
+        quantizer = quantizers[place]
+        scheme, device = quantizer.scheme, quantizer.scale.device
+        magnitude.reduce(device)
+        negative = scheme.symmetric or float(magnitude.low) < 0
+        zero = scheme.middle if negative else max(0, scheme.quant_min)
+        scale = lsq_scale(torch.tensor(magnitude.mean_absolute), scheme.quant_max - zero)
+        shape = quantizer.scale.shape
+        found[place] = (
+            scale.to(device).expand(shape),
+            torch.full(shape, zero, dtype=torch.int32, device=device),
+        )
+    return found
+
+
+def weight_parameters(weight: Tensor, scheme: Scheme, method: str, observer: str) -> Parameters:
+    """Scale and zero point of a weight: by its range, or as LSQ and LSQ+ begin."""
+    weight = weight.detach()
+    if method == "observed":
+        return scheme.parameters(*(least_squares if observer == "mse" else extremes)(weight, scheme))
+    groups, shape = grouped(weight.double(), scheme)
+    if method == "lsq":
+        scale = lsq_scale(groups.abs().mean(dim=1), scheme.quant_max - scheme.middle)
+    else:
+        scale = lsq_plus_weight_scale(groups.mean(dim=1), groups.std(dim=1, correction=0), scheme.bits)
+    scale = scales_in_place(scale, scheme, shape)
+    return scale, torch.full(shape, scheme.middle, dtype=torch.int32, device=scale.device)
+
+
+def bias_corrections(
+    evaluator: Evaluator, layers: Mapping[str, tuple[nn.Module, FakeQuantizer, int]], num_batches: int
+) -> dict[str, Tensor]:
+    """By layer: the mean, for each output channel, of its output less the one that its quantized weight makes.
+
+    Each layer is looked at on the float model's values (Nagel et al. 2019, section 4.2, the empirical way). `layers`
+    gives the module, its weight's quantizer and the output's dimension of channels.
+    """
+    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def compare(name: str) -> Callable[..., None]:
+        module, quantizer, axis = layers[name]
+
+        @torch.no_grad()
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            quantizer.simulating = True
+            error = output - module.forward(*args)
+            quantizer.simulating = False
+            channels = error.movedim(axis, 0).flatten(1).double()
+            sums[name].append(torch.cat([channels.sum(dim=1), channels.new_tensor([channels.shape[1]])]))
+
+        return hook
+
+    handles = [module.register_forward_hook(compare(name)) for name, (module, _, _) in layers.items()]
+    try:
+        with in_evaluation(evaluator.model):
+            evaluator.iterate(num_batches)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, Tensor] = {}
+    for name, parts in sums.items():
+        total = exchange.total(torch.stack(parts).sum(dim=0))
+        found[name] = (total[:-1] / total[-1]).float()
+    return found
+
+
+def _watch(
+    evaluator: Evaluator, watchers: Mapping[FakeQuantizer, Watcher], num_batches: int, each: Callable[[], None]
+) -> None:
+    """Show batches of the training data to `watchers`, in evaluation mode; `each` is called after every step's."""
+
+    def after_batch(event: StepEvent) -> None:
+        each()
+
+    for quantizer, watcher in watchers.items():
+        quantizer.watcher, quantizer.observing, quantizer.simulating = watcher, True, False
+    handle = evaluator.before_step(after_batch)
+    try:
+        with in_evaluation(evaluator.model):
+            evaluator.iterate(num_batches)
+    finally:
+        handle.remove()
+        for quantizer in watchers:
+            quantizer.watcher, quantizer.observing = None, False
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Within the context everything in `model` runs in evaluation mode, whatever a training loop says.
+
+    The outermost module stays as the loop has it: its forward may return a loss in training only. Fake quantizers are
+    in training mode, in which they observe.
+    """
+
+    def evaluate(module: nn.Module, args: Any) -> None:
+        for child in module.modules():
+            if child is not module:
+                child.training = isinstance(child, FakeQuantizer)
+
+    handle = model.register_forward_pre_hook(evaluate)
+    try:
+        yield
+    finally:
+        handle.remove()

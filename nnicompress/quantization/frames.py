@@ -1,0 +1,128 @@
+"""Runs fake quantizers at the torch calls of a forward, whose code stays as it is (`calls.py` says what a frame is)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nnicompress.quantization.attention import attention
+from nnicompress.quantization.calls import ATTENTION, call_name, counts, is_leaf, operands, with_operands
+
+Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
+"""By place in one frame: `add_0/input_1`, `relu_2/output_0`."""
+
+
+@dataclass
+class _Frame:
+    """One run of a module's forward: its quantizers, and how many calls of each name it has made."""
+
+    quantizers: Quantizers
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Frames(TorchFunctionMode):
+    """The frames that are running; the innermost one sees each torch call that Python makes.
+
+    `attach` hooks them to the modules of a model; the mode is active while any of them runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: list[_Frame] = []
+
+    def attach(self, model: nn.Module, quantizers: Mapping[str, Quantizers]) -> list[Any]:
+        """`quantizers` by module; returns handles. A model whose frames have none is left alone."""
+        if not any(quantizers.values()):
+            return []
+        handles: list[Any] = []
+        for name, module in model.named_modules():
+            if not is_leaf(module):
+                handles += self._hook(module, quantizers.get(name, {}))
+        return handles
+
+    def _hook(self, module: nn.Module, quantizers: Quantizers) -> list[Any]:
+        return [
+            module.register_forward_pre_hook(_Enter(self, quantizers)),
+            module.register_forward_hook(_Leave(self), always_call=True),
+        ]
+
+    def enter(self, quantizers: Quantizers) -> None:
+        """A module's forward begins."""
+        self._running.append(_Frame(quantizers))
+        if len(self._running) == 1:
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """It ends."""
+        if not self._running:  # a pre-hook of another raised before this frame began
+            return
+        self._running.pop()
+        if not self._running:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        frame = self._running[-1]
+        if not counts(args, kwargs):
+            return func(*args, **kwargs)
+        name = call_name(func)
+        number = frame.counts[name]
+        frame.counts[name] += 1
+        if not frame.quantizers:
+            return func(*args, **kwargs)
+        place = f"{name}_{number}"
+        found = [frame.quantizers.get(f"{place}/input_{i}") for i in range(_most_operands(name, args, kwargs))]
+        if any(quantizer is not None for quantizer in found):
+            before = operands(name, args, kwargs)
+            after = [value if q is None else q(value) for q, value in zip(found, before, strict=True)]
+            args, kwargs = with_operands(name, args, kwargs, after)
+        inner = frame.quantizers.get(f"{place}/probabilities")
+        result = func(*args, **kwargs) if inner is None else attention(*args, probabilities=inner, **kwargs)
+        return self._quantized(result, place, frame.quantizers)
+
+    def _quantized(self, result: Any, place: str, quantizers: Quantizers) -> Any:
+        if isinstance(result, Tensor):
+            quantizer = quantizers.get(f"{place}/output_0")
+            return result if quantizer is None else quantizer(result)
+        if isinstance(result, (tuple, list)) and not hasattr(result, "_fields"):
+            parts = [
+                part if (q := quantizers.get(f"{place}/output_{i}")) is None else q(part)
+                for i, part in enumerate(result)
+            ]
+            return type(result)(parts)
+        return result
+
+
+def _most_operands(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    if name in ("add", "matmul"):
+        return 2
+    if name == ATTENTION:
+        return 3
+    return len(operands(name, args, kwargs)) if name == "cat" else 1
+
+
+class _Enter:
+    """A forward pre-hook that can be copied and pickled."""
+
+    def __init__(self, frames: Frames, quantizers: Quantizers) -> None:
+        self._frames, self._quantizers = frames, quantizers
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._frames.enter(self._quantizers)
+
+
+class _Leave:
+    """Its forward hook."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._frames.leave()

@@ -1,0 +1,341 @@
+"""Where fake quantizers go: one for each value that a runtime keeps in integers, one for each weight.
+
+A value is quantized where it is made, once for all who read it; a network's inputs, where they are read. What a runtime
+folds into a convolution (batch norm, ReLU) comes before the quantization; what only moves values (views, max pooling)
+needs none of its own. Adds and concatenations are quantized, operands and result, where convolutions feed them: between
+linear layers they stand beside layer norms, which run in float anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from nnicompress.errors import ConfigError, UserError
+from nnicompress.pruning.targets import select_modules
+from nnicompress.quantization import calls
+from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMULS, PASSING
+from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, add_transformers, channel_axis
+from nnicompress.quantization.profiles import Profile, profile_of
+from nnicompress.quantization.record import Call, Recorded, Value
+from nnicompress.quantization.scheme import Scheme
+from nnicompress.quantization.settings import QuantizerSettings, TargetSettings, TensorSettings
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSIDE_ATTENTION = ("query", "key", "value", "probabilities", "context")
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """A parameter: `module/weight`."""
+
+    module: str
+    parameter: str
+    scheme: Scheme
+    settings: TensorSettings
+    batch_norm: str | None = None
+    """The batch norm that runs right behind, which becomes part of the weight in a runtime."""
+
+    @property
+    def place(self) -> str:
+        """As in results."""
+        return f"{self.module}/{self.parameter.replace('.', '_')}"
+
+
+@dataclass(frozen=True)
+class ActivationPlace:
+    """A value: `module/output_0`, `frame/add_0/input_1`."""
+
+    place: str
+    scheme: Scheme
+    settings: TensorSettings
+    shape: tuple[int, ...]
+    """Of the example."""
+
+
+@dataclass(frozen=True)
+class BiasPlace:
+    """A bias: int32 at the scale of its layer's input times that of its weight."""
+
+    module: str
+    input: str
+    """The input's place."""
+
+
+@dataclass
+class Plan:
+    """Everything that is to be quantized, and the selected modules that stay in float, one line each."""
+
+    weights: list[WeightPlace] = field(default_factory=list)
+    activations: dict[str, ActivationPlace] = field(default_factory=dict)
+    biases: list[BiasPlace] = field(default_factory=list)
+    unquantized: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    """The selected modules that are quantized, in the model's order."""
+
+
+def make_plan(model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> Plan:
+    """Place what `settings` ask for on the recorded forward.
+
+    Raises:
+        ConfigError: selectors that match nothing, a module that nothing can quantize, chains that do not follow each
+            other, or what the backend does not run in integers.
+    """
+    add_transformers()
+    return _Placement(model, settings, recorded).run()
+
+
+class _Placement:
+    def __init__(self, model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> None:
+        self.model, self.settings, self.recorded = model, settings, recorded
+        self.profile: Profile = profile_of(settings)
+        self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
+        self.plan = Plan()
+        self.excluded: set[str] = set()
+        self.targets = self._targets()
+        self.inputs_of: dict[str, str] = {}
+        """The place of a layer's input."""
+        self.integers: set[Value] = set()
+        """Values that come from convolutions, through nothing but what runs in integers."""
+
+    def run(self) -> Plan:
+        for call in self.recorded.calls:
+            if call.leaf is not None and call.leaf in self.targets:
+                self._layer(call, *self.targets[call.leaf])
+            elif call.leaf is None and call.name in self.settings.functions and not self._is_excluded(call.frame):
+                self._function(call)
+            if self._carries_on(call):
+                self.integers.update(call.outputs)
+        ran = {call.leaf for call in self.recorded.calls}
+        for name in self.targets:
+            if name not in ran:
+                self.plan.unquantized.append(f"{name}: {self._why_it_did_not_run(name)}")
+        if not self.plan.weights and not self.plan.activations:
+            reasons = "; ".join(self.plan.unquantized[:3]) or "no selected tensor is in the forward"
+            raise UserError(f"nothing is quantized: {reasons}")
+        return self.plan
+
+    # ---------------------------------------------------------------------------------------------------------- layers
+
+    def _targets(self) -> dict[str, tuple[str, TargetSettings]]:
+        """Module -> the last target that selects it."""
+        found: dict[str, tuple[str, TargetSettings]] = {}
+        inside = {f"{n}.out_proj" for n, m in self.modules.items() if isinstance(m, nn.MultiheadAttention)}
+        for name, target in self.settings.targets.items():
+            key = f"targets.{name}"
+            selected, excluded = select_modules(self.model, target, key=key)
+            self.excluded |= excluded
+            usable = [module for module in selected if module not in inside and self._is_usable(module, target, key)]
+            for module in usable:
+                self._check_backend(module, target, key)
+                found[module] = (name, target)
+            self._check_chains(target, key)
+        return found
+
+    def _is_usable(self, name: str, target: TargetSettings, key: str) -> bool:
+        module = self.modules[name]
+        if type(module) in SWAPS:
+            if type(module) is nn.MultiheadAttention and (why := _unusual_attention(module)):
+                self.plan.unquantized.append(f"{name}: {why}")
+                return False
+            return True
+        if isinstance(module, tuple(SWAPS)):
+            why = f"{type(module).__name__} is a subclass with a forward of its own"
+        elif calls.is_leaf(module) and not list(module.parameters(recurse=False)):
+            if target.target_names is not None and not target.names("weight"):
+                return True
+            raise ConfigError(
+                f"{name} is {type(module).__name__}, which has no weight; give target_names: [_output_]", key=key
+            )
+        else:
+            known = ", ".join(cls.__name__ for cls in SWAPS)
+            raise ConfigError(f"{name} is {type(module).__name__}, and there are quantized {known}", key=key)
+        self.plan.unquantized.append(f"{name}: {why}")
+        return False
+
+    def _check_backend(self, name: str, target: TargetSettings, key: str) -> None:
+        module = self.modules[name]
+        if self.settings.backend == "onnxruntime_x86" and isinstance(module, TRANSPOSED):
+            raise ConfigError(
+                f"onnxruntime_x86 has no integer kernel for {type(module).__name__} ({name}): exclude it, or set "
+                "backend: none",
+                key=key,
+            )
+        affine = target.names("weight") and target.of_tensor("weight").quant_scheme == "affine"
+        if self.settings.backend == "onnxruntime_x86" and affine:
+            raise ConfigError(
+                f"onnxruntime_x86 runs {name} in integers with symmetric weights; give weight quant_scheme: symmetric "
+                "in target_settings",
+                key=key,
+            )
+
+    def _check_chains(self, target: TargetSettings, key: str) -> None:
+        makers = {call.leaf: call for call in self.recorded.calls if call.leaf is not None}
+        for chain in target.fuse_names:
+            for name in chain:
+                if name not in self.modules:
+                    raise ConfigError(f"no module named {name!r}", key=f"{key}.fuse_names")
+            for before, after in zip(chain, chain[1:], strict=False):
+                reader = makers.get(after)
+                if reader is None or not any(v.maker is not None and v.maker.leaf == before for v in reader.inputs):
+                    raise ConfigError(f"{after} does not read what {before} makes", key=f"{key}.fuse_names")
+
+    def _layer(self, call: Call, target_name: str, target: TargetSettings) -> None:
+        assert call.leaf is not None
+        name, module = call.leaf, self.modules[call.leaf]
+        if name not in self.plan.layers:
+            self.plan.layers.append(name)
+            self._weights(name, module, target, call)
+        if isinstance(module, nn.Embedding):
+            return
+        for index, value in enumerate(call.inputs[: 3 if isinstance(module, nn.MultiheadAttention) else 1]):
+            if target.names(f"_input_{index}"):
+                place = self._need(value, call, index, target.of_tensor(f"_input_{index}"))
+                if index == 0 and place is not None:
+                    self.inputs_of.setdefault(name, place)
+        if isinstance(module, nn.MultiheadAttention):
+            self._attention_module(name, target, call)
+        asked = target.target_names is not None and target.names("_output_0")
+        follows = isinstance(module, CONVOLUTIONS) and target.names("_output_0") and target.names("_input_0")
+        if asked or follows:
+            self._need(self._folded(call.outputs[0]), call, 0, target.of_tensor("_output_0"))
+        if follows:
+            self.integers.add(call.outputs[0])
+        if name in self.inputs_of and not any(bias.module == name for bias in self.plan.biases):
+            self._bias(name, module, target, call)
+
+    def _weights(self, name: str, module: nn.Module, target: TargetSettings, call: Call) -> None:
+        if type(module) not in SWAPS or not target.names("weight"):
+            return
+        asked = target.of_tensor("weight")
+        parameters = ("in_proj_weight", "out_proj.weight") if isinstance(module, nn.MultiheadAttention) else ("weight",)
+        for parameter in parameters:
+            scheme = self.profile.weight_scheme(asked, module, channel_axis(module))
+            shape = module.get_parameter(parameter).shape
+            try:
+                scheme.shape(shape)
+            except ValueError as error:
+                raise ConfigError(str(error), key=f"targets of {name}") from error
+            self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
+
+    def _bias(self, name: str, module: nn.Module, target: TargetSettings, call: Call) -> None:
+        weight = next((w for w in self.plan.weights if w.module == name and w.parameter == "weight"), None)
+        if weight is None or not target.names("bias") or getattr(module, "bias", None) is None:
+            return
+        # A bias in front of a batch norm is folded into it, and only the sum becomes integers.
+        per_output = weight.scheme.granularity.axis in (None, channel_axis(module))
+        if per_output and weight.scheme.symmetric and weight.batch_norm is None:
+            self.plan.biases.append(BiasPlace(name, self.inputs_of[name]))
+
+    def _attention_module(self, name: str, target: TargetSettings, call: Call) -> None:
+        length = call.inputs[0].tensor.shape
+        for inner in INSIDE_ATTENTION:
+            settings = target.of_tensor("_input_0")
+            self._add(f"{name}/{inner}", settings, tuple(length))
+
+    def _batch_norm_behind(self, call: Call) -> str | None:
+        if not isinstance(self.modules[call.leaf or ""], CONVOLUTIONS):
+            return None
+        readers = call.outputs[0].readers
+        if len(readers) != 1 or readers[0].leaf is None or call.outputs[0] in self.recorded.returned:
+            return None
+        name = readers[0].leaf
+        once = self.recorded.runs[name] == 1 and self.recorded.runs[call.leaf or ""] == 1
+        return name if once and type(self.modules[name]) in BATCH_NORMS else None
+
+    # ------------------------------------------------------------------------------------------------------- functions
+
+    def _function(self, call: Call) -> None:
+        values = call.inputs
+        if call.own_tensors or not values or not all(value.floating for value in values):
+            return
+        settings = TensorSettings()
+        if call.name in JOINS:
+            if not any(value in self.integers for value in values):
+                return
+            for index, value in enumerate(values):
+                self._need(value, call, index, settings)
+            self._need(self._folded(call.outputs[0]), call, 0, settings)
+        elif call.name in MATMULS or call.name == ATTENTION:
+            for index, value in enumerate(values):
+                self._need(value, call, index, settings)
+            if call.name == ATTENTION:
+                self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape))
+
+    def _carries_on(self, call: Call) -> bool:
+        """Whether the results are integers because the operands are."""
+        if not call.inputs or not all(value in self.integers for value in call.inputs):
+            return call.name in JOINS and call.leaf is None and any(value in self.integers for value in call.inputs)
+        return call.name in PASSING or call.name in JOINS or self._is_folded(call)
+
+    def _is_folded(self, call: Call) -> bool:
+        module = self.modules.get(call.leaf) if call.leaf is not None else None
+        return type(module) in BATCH_NORMS or call.name in ACTIVATIONS
+
+    def _is_excluded(self, frame: str) -> bool:
+        return any(frame == name or frame.startswith(f"{name}.") for name in self.excluded)
+
+    # ---------------------------------------------------------------------------------------------------------- values
+
+    def _folded(self, value: Value) -> Value:
+        """What becomes of `value` by the batch norm and the activation behind it, where nobody else reads it."""
+        while len(value.readers) == 1 and value not in self.recorded.returned and self._is_folded(value.readers[0]):
+            value = value.readers[0].outputs[0]
+        return value
+
+    def _need(self, value: Value, reader: Call, index: int, settings: TensorSettings) -> str | None:
+        """Place a quantizer where `value` is made; returns the place, or None where no float is there."""
+        while value.maker is not None and value.maker.name in PASSING and value.maker.inputs:
+            value = value.maker.inputs[0]
+        if not value.floating:
+            return None
+        place = self._made_at(value) or self._read_at(reader, index)
+        if place is None:
+            self.plan.unquantized.append(
+                f"{reader.place}: its value is made in a Sequential with a forward of its own, which has no room for "
+                "quantizers"
+            )
+            return None
+        maker = value.maker.leaf if value.maker is not None else None
+        if maker in self.targets and self.targets[maker][1].names("_output_0"):
+            own = self.targets[maker][1].of_tensor("_output_0")
+            settings = own if own != TensorSettings() else settings
+        self._add(place, settings, tuple(value.tensor.shape))
+        return place
+
+    def _add(self, place: str, settings: TensorSettings, shape: tuple[int, ...]) -> None:
+        if place not in self.plan.activations:
+            scheme = self.profile.activation_scheme(settings)
+            self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+
+    def _made_at(self, value: Value) -> str | None:
+        maker = value.maker
+        if maker is None:
+            return None
+        if maker.leaf is not None and self.recorded.runs[maker.leaf] == 1:
+            return f"{maker.leaf}/output_{value.position}"
+        if not self._has_room(maker.frame):
+            return f"{maker.leaf}/output_{value.position}" if maker.leaf is not None else None
+        return f"{maker.place}/output_{value.position}"
+
+    def _read_at(self, reader: Call, index: int) -> str | None:
+        if reader.leaf is not None:
+            return f"{reader.leaf}/input_{index}"
+        return f"{reader.place}/input_{index}" if self._has_room(reader.frame) else None
+
+    def _has_room(self, frame: str) -> bool:
+        """A Sequential runs its children, so it can't have one that is no part of its forward."""
+        return not isinstance(self.modules[frame], (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+    def _why_it_did_not_run(self, name: str) -> str:
+        return "the forward in evaluation mode does not run it"
+
+
+def _unusual_attention(module: nn.MultiheadAttention) -> str | None:
+    if not module._qkv_same_embed_dim:
+        return "keys or values have another width than queries"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "bias_k and add_zero_attn are not quantized"
+    return None

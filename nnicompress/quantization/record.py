@@ -1,0 +1,174 @@
+"""One forward, written down as calls and the values that flow between them; placement reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
+from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the forward: who made it (None: an input or a parameter), at which position, and who reads it."""
+
+    tensor: Tensor
+    maker: Call | None = None
+    position: int = 0
+    readers: list[Call] = field(default_factory=list)
+
+    @property
+    def floating(self) -> bool:
+        """Whether it can be quantized at all."""
+        return self.tensor.is_floating_point()
+
+
+@dataclass(eq=False)
+class Call:
+    """A torch call in a frame, or one run of a leaf (`leaf` is its name).
+
+    `name` and `number` say which call of the frame it is; for a leaf, the last call that it made.
+    """
+
+    frame: str
+    name: str
+    number: int
+    leaf: str | None
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    own_tensors: bool = False
+    """Whether an operand is one of the model's parameters or buffers, or no tensor."""
+
+    @property
+    def place(self) -> str:
+        """As in results: `layer1.0/add_0`."""
+        return f"{self.frame}/{self.name}_{self.number}"
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A forward: its calls in order, how often each leaf ran, and the values that it returned."""
+
+    calls: tuple[Call, ...]
+    runs: Mapping[str, int]
+    returned: tuple[Value, ...]
+
+
+_NO_CALL = ("identity", 0)
+"""What a leaf that makes no call, such as nn.Identity, is written down as."""
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self.calls: list[Call] = []
+        self.runs: Counter[str] = Counter()
+        self.values: dict[int, Value] = {}
+        self.frames: list[tuple[str, Counter[str]]] = []
+        self.leaf: tuple[nn.Module, list[Value]] | None = None
+        self.last: tuple[str, int] = _NO_CALL
+
+    def value(self, tensor: Tensor) -> Value:
+        found = self.values.get(id(tensor))
+        if found is None:
+            found = self.values[id(tensor)] = Value(tensor)
+        return found
+
+    def write(self, call: Call, inputs: list[Value], result: Any) -> None:
+        call.inputs = inputs
+        for value in inputs:
+            value.readers.append(call)
+        for position, tensor in enumerate(tensors_of(result)):
+            made = self.values[id(tensor)] = Value(tensor, call, position)
+            call.outputs.append(made)
+        self.calls.append(call)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, number = call_name(func), 0
+        frame, so_far = self.frames[-1] if self.frames else ("", Counter[str]())
+        if counts(args, kwargs):
+            number = so_far[name]
+            so_far[name] += 1
+            self.last = name, number
+        if self.leaf is not None or not self.frames:
+            return func(*args, **kwargs)
+        try:
+            given = operands(name, args, kwargs)
+        except (KeyError, TypeError, IndexError):  # a call of this name with other arguments
+            given = []
+        inputs = [self.value(x) for x in given if isinstance(x, Tensor) and id(x) not in self.own]
+        everything = tensors_of([*args, *kwargs.values()])
+        more = [x for x in everything if id(x) not in self.own and all(x is not v.tensor for v in inputs)]
+        call = Call(frame, name, number, None, own_tensors=len(inputs) != len(given))
+        others = [self.value(x) for x in more]
+        result = func(*args, **kwargs)
+        if tensors_of(result):
+            self.write(call, inputs, result)
+            for value in others:
+                value.readers.append(call)
+        return result
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.leaf is not None:
+            return
+        if is_leaf(module):
+            self.leaf, self.last = (module, [self.value(x) for x in tensors_of([*args, *kwargs.values()])]), _NO_CALL
+        else:
+            self.frames.append((self.names[module], Counter()))
+
+    def exit(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.leaf is None:
+            if not is_leaf(module):
+                self.frames.pop()
+            return
+        if self.leaf[0] is not module:
+            return
+        (_, inputs), self.leaf = self.leaf, None
+        name = self.names[module]
+        self.runs[name] += 1
+        if not self.frames:  # the model itself is a leaf
+            self.frames.append(("", Counter()))
+        frame = self.frames[-1][0] if self.frames else ""  # a model may be a leaf itself
+        self.write(Call(frame, *self.last, name), inputs, output)
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
+    """Run `model` once in eval mode on real inputs and write it down; the model is left as it was."""
+    recorder = _Recorder(model)
+    with _alone(model), recorder:
+        handles: list[Any] = []
+        for module in recorder.names:
+            handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(recorder.exit, always_call=True))
+        try:
+            result = model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    returned = tuple(recorder.values[id(t)] for t in tensors_of(result) if id(t) in recorder.values)
+    return Recorded(tuple(recorder.calls), dict(recorder.runs), returned)
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), same_training_mode(model), same_tensors(model), same_random_states():
+            model.eval()
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,270 @@
+"""The settings of a quantizer: targets, scheme, ranges or learned scales, schedule. Imports neither torch nor hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
+from nnicompress.pruning.settings import Names, Patterns
+from nnicompress.settings import Settings
+
+DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
+METHODS = ("observed", "lsq", "lsq_plus", "dorefa", "bnn")
+OBSERVERS = ("min_max", "moving_average", "entropy", "percentile", "mse")
+TRAINABLE_OBSERVERS = ("min_max", "moving_average")
+"""Observers that can follow a training; the others look at the calibration's batches twice."""
+WEIGHT_OBSERVERS = ("min_max", "mse")
+FUNCTIONS = ("add", "cat", "matmul", "scaled_dot_product_attention")
+GRANULARITIES = ("default", "tensor", "channel")
+TARGET_NAME = re.compile(r"_(input|output)_(\w+_)?")
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _known(value: str, known: Sequence[str], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"no {what} named {value!r}{did_you_mean(value, known)}; known: {', '.join(known)}")
+    return value
+
+
+def _dtype(value: str) -> str:
+    return _known(value, DTYPES, "quant_dtype")
+
+
+def _function_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_known(value, FUNCTIONS, "function") for value in values)
+
+
+def _granularity(value: object) -> object:
+    if isinstance(value, str):
+        return _known(
+            {"out_channel": "channel", "per_channel": "channel"}.get(value, value), GRANULARITIES, "granularity"
+        )
+    if isinstance(value, Mapping):
+        wrong = next((name for name in value if name not in ("axis", "block_size")), None)
+        if wrong is not None:
+            raise ValueError(f"unknown key{did_you_mean(str(wrong), ('axis', 'block_size'))}: {wrong!r}")
+        axis, size = value.get("axis"), value.get("block_size")
+        if type(axis) is not int or not (size is None or (type(size) is int and size >= 1)):
+            raise ValueError(f"{dict(value)} is no granularity: axis is a dimension, block_size at least 1")
+        return (axis, size)
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    raise ValueError(f"{value!r} is no granularity; known: {', '.join(GRANULARITIES)}, or {{axis: 1, block_size: 32}}")
+
+
+def _fused(value: object) -> object:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{value!r} is no list of module names that follow each other, such as [conv1, bn1, relu]")
+    return tuple(value)
+
+
+Dtype = Annotated[str, AfterValidator(_dtype)]
+Granularity = Annotated[str | tuple[int, int | None], BeforeValidator(_granularity)]
+"""`default` (the profile's), `tensor`, `channel` (of output), or `{axis: 1, block_size: 32}`."""
+Chain = Annotated[tuple[str, ...], BeforeValidator(_fused)]
+Steps = Annotated[int, Field(ge=0)]
+
+
+class ObserverSettings(Settings):
+    """How a range is found."""
+
+    name: str = "moving_average"
+    momentum: float = Field(default=0.1, gt=0, le=1)
+    """For `moving_average`: how much an optimizer step's range counts."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """For `percentile`: the share of values inside the range, in percent."""
+    bins: int = Field(default=2048, ge=256)
+    """For `entropy`, `percentile` and `mse`: of the histogram."""
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        _known(self.name, OBSERVERS, "observer")
+        return self
+
+
+Observer = Annotated[ObserverSettings, BeforeValidator(_named)]
+
+
+class TensorSettings(Settings):
+    """How one tensor is quantized, null: by the profile; in `target_settings` each key replaces the target's own."""
+
+    quant_dtype: Dtype | None = None
+    quant_scheme: Literal["affine", "symmetric"] | None = None
+    granularity: Granularity | None = None
+    observer: Observer | None = None
+    """null: the quantizer's."""
+
+
+class TargetSettings(TensorSettings):
+    """Which modules to quantize, and which of their tensors.
+
+    Selected are the modules whose type is in `op_types` and, where names are given, whose name is in `op_names` or
+    matches one of `op_names_re` (from its start, as `re.match`), less the excluded ones.
+    """
+
+    op_types: Names = ()
+    op_names: Names = ()
+    op_names_re: Patterns = ()
+    exclude_op_types: Names = ()
+    exclude_op_names: Names = ()
+    exclude_op_names_re: Patterns = ()
+    target_names: Names | None = None
+    """`_input_`, `_input_0`, `_input_NAME`, `weight`, `bias`, `_output_`. null: inputs and weights, and outputs and
+    biases where the runtime needs them."""
+    target_settings: dict[str, TensorSettings] = Field(default_factory=dict)
+    fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
+    """Modules that become one in the runtime, in order; all that can are found without it, and these are checked."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not (self.op_types or self.op_names or self.op_names_re):
+            raise ValueError("a target needs op_types, op_names or op_names_re")
+        if self.target_names == ():
+            raise ValueError("target_names is empty")
+        known = self.target_names or ("_input_", "weight", "bias", "_output_")
+        for name in self.target_settings:
+            if name not in known and not any(_covers(other, name) for other in known):
+                hint = did_you_mean(name, known)
+                raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
+        return self
+
+    def of_tensor(self, name: str) -> TensorSettings:
+        """How tensor `name` is quantized, its `target_settings` merged in; `_input_0` inherits from `_input_`."""
+        own = {key: getattr(self, key) for key in TensorSettings.model_fields}
+        for special_name, special in self.target_settings.items():
+            if special_name == name or _covers(special_name, name):
+                own |= {key: getattr(special, key) for key in special.model_fields_set}
+        return TensorSettings(**own)
+
+    def names(self, name: str) -> bool:
+        """Whether `name` (`weight`, `_input_0`) is among the tensors; by default all are."""
+        asked = self.target_names
+        return asked is None or any(other == name or _covers(other, name) for other in asked)
+
+
+class ScheduleSettings(Settings):
+    """When what begins and ends, in optimizer steps of the training, from 0; null: never."""
+
+    simulate_from: Steps = 0
+    """Fake quantization begins; ranges and learned scales are there from the calibration."""
+    observe_until: Steps | None = None
+    """Ranges of activations no longer follow the training. null: they follow it to its end."""
+    freeze_batch_norm_at: Steps | None = None
+    """Statistics of batch norm no longer change, and normalize in training too."""
+
+
+class QuantizerSettings(Settings):
+    """A quantizer: scheme x (observer or learned scale) x schedule, over targets."""
+
+    kind: Literal["quantizer"] = "quantizer"
+    method: str = "observed"
+    """`observed` (ranges), `lsq` and `lsq_plus` (learned scales), `dorefa`, `bnn`."""
+    backend: Literal["onnxruntime_x86", "none"] = "onnxruntime_x86"
+    """The runtime whose types are the defaults; what it can't run in integers is refused. `none`: nothing is."""
+    observer: Observer = Field(default_factory=ObserverSettings)
+    """Of activations."""
+    weight_observer: Observer = Field(default_factory=lambda: ObserverSettings(name="min_max"))
+    functions: Annotated[Names, AfterValidator(_function_names)] = FUNCTIONS
+    """Functional calls that are quantized where the runtime gains by it."""
+    calibration_steps: int = Field(default=16, ge=1)
+    """Batches of the training data on which ranges are found before anything is simulated."""
+    trains: bool = True
+    """Whether a training follows the calibration."""
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    bias_correction: bool = False
+    """Shift each bias by the mean error that quantized weights make on the calibration's batches."""
+    fold_batch_norm: bool = False
+    """Quantize weights as they are with the batch norm behind them folded in, rather than as they are."""
+    gradient_bits: int | None = Field(default=None, ge=2, le=8)
+    """For `dorefa`: quantize gradients of activations too."""
+    targets: dict[str, TargetSettings]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.targets:
+            raise ValueError("targets is empty: a quantizer needs at least one")
+        _known(self.method, METHODS, "method")
+        if self.gradient_bits is not None and self.method != "dorefa":
+            raise ValueError(f"gradient_bits belongs to dorefa, and the method is {self.method}")
+        if self.method != "observed" and not self.trains:
+            raise ValueError(f"{self.method} learns in training: it takes no trains: false")
+        if self.bias_correction and (self.trains or self.method != "observed"):
+            raise ValueError("bias_correction is for quantization without training: it needs trains: false")
+        if self.method == "bnn" and self.backend != "none":
+            raise ValueError(
+                "bnn's activations are -1 and 1, which onnxruntime_x86 can't run in integers; set backend: none"
+            )
+        if self.weight_observer.name not in WEIGHT_OBSERVERS:
+            raise ValueError(f"weight_observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+        for name, target in self.targets.items():
+            self._check_target(name, target)
+        return self
+
+    def _check_target(self, name: str, target: TargetSettings) -> None:
+        weight = target.of_tensor("weight")
+        runtime = self.backend != "none"
+        own = target.target_settings.get("weight")
+        if own is not None and own.observer is not None and own.observer.name not in WEIGHT_OBSERVERS:
+            raise ValueError(f"targets.{name}: a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+        for tensor in ("_input_0", "_output_0"):
+            granularity = target.of_tensor(tensor).granularity
+            if runtime and target.names(tensor) and granularity not in (None, "default", "tensor"):
+                raise ValueError(
+                    f"targets.{name}: {self.backend} runs activations in integers with one scale a tensor; give the "
+                    "granularity to weight in target_settings"
+                )
+        blocks = isinstance(weight.granularity, tuple) and weight.granularity[1] is not None
+        if blocks and self.method != "observed":
+            raise ValueError(f"targets.{name}: {self.method} takes one scale a tensor or a channel, not one a block")
+        if blocks and runtime:
+            raise ValueError(
+                f"targets.{name}: {self.backend} has no integer kernels for blocks; use granularity: channel, or "
+                "backend: none"
+            )
+        if self.method == "dorefa" and weight.quant_dtype in (None, "int8", "uint8"):
+            raise ValueError(
+                f"targets.{name}: dorefa's weights need a quant_dtype of 2 to 7 bits: their levels lie at odd "
+                "integers, which take one bit more"
+            )
+
+    @classmethod
+    def from_targets(
+        cls, targets: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]], **settings: Any
+    ) -> Self:
+        """Settings from a list of dicts, one a target, as Python users write them; targets are named `0`, `1` ...
+
+        `settings` are the other keys, e.g. `method="lsq", backend="none"`.
+
+        Raises:
+            InputErrors: every wrong key or value, each with its dotted key.
+        """
+        named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
+        try:
+            return cls.model_validate({"targets": named, **settings})
+        except ValidationError as error:
+            raise InputErrors(_config_errors(error)) from error
+
+
+def _covers(general: str, name: str) -> bool:
+    """Whether `_input_` stands for `_input_0`."""
+    return general in ("_input_", "_output_") and name.startswith(general)
+
+
+def _config_errors(error: ValidationError) -> list[UserError]:
+    groups = (QuantizerSettings, TargetSettings, ObserverSettings, ScheduleSettings)
+    known = {key for group in groups for key in group.model_fields}
+    errors: list[UserError] = []
+    for detail in error.errors():
+        *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"unknown key{did_you_mean(last, known)}"
+        errors.append(ConfigError(message, key=".".join([*parents, last]) or None))
+    return errors
