@@ -72,7 +72,7 @@ def export_run(
                 file = Path(workplace) / form.file
                 form.export(model, example, file)
                 loaded = form.load(file, model, example).eval()
-                difference = compare_outputs(loaded, model, checks, tolerance=form.tolerance, what=form.file)
+                difference = compare_outputs(loaded, model, checks, tolerance=form.tolerance(model), what=form.file)
                 written.append(Written(folder / form.file, form.runtime, bytes_of(file), difference))
             for one in written:
                 os.replace(Path(workplace) / one.path.name, one.path)

@@ -18,13 +18,13 @@ class Format:
     """One file format.
 
     `export(model, inputs, path)` writes it, `attempt(model, inputs)` finds out whether that would work, `load(path,
-    model, inputs)` runs it as a module (`model` and `inputs` tell the structure of the outputs), `tolerance` bounds the
-    relative difference of their outputs.
+    model, inputs)` runs it as a module (`model` and `inputs` tell the structure of the outputs), `tolerance(model)`
+    bounds the relative difference of their outputs.
     """
 
     file: str
     runtime: str
-    tolerance: float
+    tolerance: Callable[[nn.Module], float]
     require: Callable[[], None]
     export: Callable[[nn.Module, ModelInput, Path], None]
     attempt: Callable[[nn.Module, ModelInput], None]
@@ -40,7 +40,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "pt2": Format(
             file="model.pt2",
             runtime="torch.export",
-            tolerance=program.TOLERANCE,
+            tolerance=lambda model: program.TOLERANCE,
             require=_nothing,
             export=program.export_program,
             attempt=program.try_program,
@@ -49,7 +49,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "onnx": Format(
             file="model.onnx",
             runtime="onnxruntime",
-            tolerance=onnx.TOLERANCE,
+            tolerance=onnx.tolerance,
             require=onnx.require_packages,
             export=onnx.export_onnx,
             attempt=onnx.try_onnx,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from nnicompress.errors import ConfigError, JobError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export import onnx_qdq
 from nnicompress.export.exporters import quiet, reason
 from nnicompress.export.program import capture_program
+from nnicompress.quantization.frozen import FrozenModel
 
 TOLERANCE = 1e-3
+QUANTIZED_TOLERANCE = 0.1
+"""Of a frozen model, relative to the largest output. An integer kernel sums exactly, the frozen model rounds at every
+addition: a value halfway between two integers may become the other one, a whole step away, and later layers follow.
+`divergence.first_divergence` says where; what decides on a file's use is its own metric."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRANSLATED = frozenset(
     (
@@ -66,10 +73,21 @@ def require_packages() -> None:
 def export_onnx(model: nn.Module, inputs: ModelInput, path: Path) -> None:
     """Export `model` (evaluation mode, CPU) to `path`, weights inside; dimension 0 of every input is the batch.
 
+    A frozen model becomes a file that onnxruntime runs in integers (`onnx_qdq`).
+
     Raises:
         JobError: the exporter can't translate the model, or its forward fixes its batch size.
     """
-    _translated(model, capture_program(model, inputs)).save(str(path), external_data=False)
+    if isinstance(model, FrozenModel):
+        translated = onnx_qdq.translate(model, inputs)
+    else:
+        translated = _translated(model, capture_program(model, inputs))
+    translated.save(str(path), external_data=False)
+
+
+def tolerance(model: nn.Module) -> float:
+    """How far outputs of the file may be from the model's, relative to the largest."""
+    return QUANTIZED_TOLERANCE if isinstance(model, FrozenModel) else TOLERANCE
 
 
 def try_onnx(model: nn.Module, inputs: ModelInput) -> None:
@@ -77,6 +95,9 @@ def try_onnx(model: nn.Module, inputs: ModelInput) -> None:
 
     Capturing ResNet-20 takes a quarter of the time of its whole export, and most networks use these operators alone.
     """
+    if isinstance(model, FrozenModel):
+        onnx_qdq.translate(model, inputs)
+        return
     program = capture_program(model, inputs)
     if not all(_surely_translates(node) for node in program.graph.nodes if node.op == "call_function"):
         _translated(model, program)
@@ -121,12 +142,22 @@ class OnnxModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs and outputs as the exported model's, on the CPU."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if len(tensors) != len(self._names):
-            raise JobError(f"onnx: the file takes {len(self._names)} inputs, and {len(tensors)} tensors were given")
-        feed = {name: t.detach().numpy() for name, t in zip(self._names, tensors, strict=True)}
-        results = [torch.from_numpy(array) for array in self._session.run(None, feed)]
+        results = [
+            torch.from_numpy(array) for array in self._session.run(None, input_tensors(self._names, (args, kwargs)))
+        ]
         return tree_unflatten(results, self._spec) if self._spec is not None else results[0]
+
+
+def input_tensors(names: Sequence[str], inputs: ModelInput) -> dict[str, Any]:
+    """Arrays for the inputs `names` of a file, of the tensors in `inputs` in their order.
+
+    Raises:
+        JobError: they aren't as many.
+    """
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if len(tensors) != len(names):
+        raise JobError(f"onnx: the file takes {len(names)} inputs, and {len(tensors)} tensors were given")
+    return {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
 def output_structure(model: nn.Module, inputs: ModelInput) -> TreeSpec:

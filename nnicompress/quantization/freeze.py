@@ -20,7 +20,7 @@ from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export.program import capture_program, with_named_arguments
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
-from nnicompress.quantization.frozen import DEQUANTIZE, PYTHON, QUANTIZE, FrozenModel, quantize
+from nnicompress.quantization.frozen import DEQUANTIZE, PYTHON, QUANTIZE, FrozenModel, quantize, references
 from nnicompress.quantization.marking import SIMULATION, Marked
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
@@ -217,15 +217,6 @@ class _Leaf:
 
     def __init__(self, content: Any) -> None:
         self.content = content
-
-
-def references(value: Any, kind: str) -> list[str]:
-    """The names of the values (`kind` "value") or buffers ("buffer") in encoded arguments, in order."""
-    if isinstance(value, (list, tuple)):
-        return [name for item in value for name in references(item, kind)]
-    if isinstance(value, Mapping):
-        return [value[kind]] if kind in value else [n for item in value.values() for n in references(item, kind)]
-    return []
 
 
 def _needed(steps: list[list[Any]], results: Any) -> list[list[Any]]:

@@ -56,7 +56,7 @@ class FrozenModel(nn.Module):
     ) -> None:
         super().__init__()
         self.frozen_program = program
-        self._output_spec = output_spec
+        self.output_spec = output_spec
         for name in program["buffers"]:
             owner, _, leaf = name.rpartition(".")
             _container(self, owner).register_buffer(leaf, torch.empty(0) if tensors is None else tensors[name])
@@ -65,9 +65,9 @@ class FrozenModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs as the model's that was frozen; outputs bit for bit as the fake-quantized one's in eval mode."""
         result = run(self, args, kwargs)
-        if self._output_spec is None:
+        if self.output_spec is None:
             return result
-        return pytree.tree_unflatten(pytree.tree_leaves(result), self._output_spec)
+        return pytree.tree_unflatten(pytree.tree_leaves(result), self.output_spec)
 
 
 def run(
@@ -121,6 +121,15 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, 
 def dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     """`(x - zero_point) * scale` in float32."""
     return (x.float() - _spread(zero_point, x, axis)) * _spread(scale, x, axis)
+
+
+def references(value: Any, kind: str) -> list[str]:
+    """The names of the values (`kind` "value") or buffers ("buffer") in encoded arguments, in order."""
+    if isinstance(value, (list, tuple)):
+        return [name for item in value for name in references(item, kind)]
+    if isinstance(value, Mapping):
+        return [value[kind]] if kind in value else [n for item in value.values() for n in references(item, kind)]
+    return []
 
 
 def integer_dtype(low: int, high: int) -> torch.dtype:

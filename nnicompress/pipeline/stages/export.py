@@ -31,7 +31,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
         file = context.folder / form.file
         form.export(model, example, file)
         loaded = form.load(file, model, example).eval()
-        difference = compare_outputs(loaded, model, checks, tolerance=form.tolerance, what=form.file)
+        difference = compare_outputs(loaded, model, checks, tolerance=form.tolerance(model), what=form.file)
         context.exported[name] = Exported(context.run.publish(file, form.file), loaded, difference)
         facts[name] = {"max_relative_difference": difference}
     return facts

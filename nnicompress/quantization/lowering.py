@@ -1,0 +1,248 @@
+"""Rewrites of a frozen program for a runtime with integer kernels: equal up to rounding, no longer bit for bit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype, references
+
+CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding", "aten.conv3d.default")
+_SAME_VALUES = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.contiguous.default")
+_INT32 = 2**31 - 1
+
+
+@dataclass
+class Step:
+    """One step of a program; the fields are those of `FrozenModel`'s steps."""
+
+    name: str
+    operator: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    module: str
+
+
+def lower(frozen: FrozenModel) -> FrozenModel:
+    """The same model as onnxruntime computes it in integers.
+
+    Batch norms behind a convolution go into the scales of its integer weights and into its bias; a bias becomes int32,
+    in units of the input's scale times the weight's; zero points get the type of their integers; a quantized embedding
+    looks integers up.
+    """
+    program = Program.of(frozen)
+    for step in list(program.steps.values()):
+        if step.operator == "aten.batch_norm.default":
+            _fold_batch_norm(program, step)
+    for step in list(program.steps.values()):
+        if step.operator in (*CONVOLUTIONS, "aten.linear.default", "aten.addmm.default"):
+            _quantize_bias(program, step)
+        elif step.operator == "aten.embedding.default":
+            _look_up_integers(program, step)
+    _type_zero_points(program)
+    return program.frozen()
+
+
+@dataclass
+class Program:
+    """A frozen model's program in a form that can be changed; steps keep their order."""
+
+    source: FrozenModel
+    steps: dict[str, Step]
+    tensors: dict[str, Tensor]
+    output: Any
+    uses: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, frozen: FrozenModel) -> Program:
+        """A copy of the model's program."""
+        steps = {s[0]: Step(s[0], s[1], list(s[2]), dict(s[3]), s[4]) for s in frozen.frozen_program["steps"]}
+        program = cls(frozen, steps, dict(frozen.named_buffers()), frozen.frozen_program["output"])
+        for step in steps.values():
+            program.uses.update(references([step.args, step.kwargs], "value"))
+        program.uses.update(references(program.output, "value"))
+        return program
+
+    def frozen(self) -> FrozenModel:
+        """The model that runs the program as it is now; the output's own type is kept."""
+        steps = [[s.name, s.operator, s.args, s.kwargs, s.module] for s in self.steps.values()]
+        used = {*references([s[2:4] for s in steps], "buffer"), *references(self.output, "buffer")}
+        plain = {
+            **self.source.frozen_program,
+            "buffers": [name for name in self.tensors if name in used],
+            "steps": steps,
+            "output": self.output,
+        }
+        return FrozenModel(plain, self.tensors, self.source.output_spec)
+
+    def made_by(self, value: Any, *operators: str) -> Step | None:
+        """The step behind an encoded value, if its operator is one of these."""
+        step = self.steps.get(value["value"]) if isinstance(value, Mapping) and "value" in value else None
+        return step if step is not None and step.operator in operators else None
+
+    def tensor(self, value: Any) -> Tensor | None:
+        """The buffer that an encoded value is."""
+        return self.tensors[value["buffer"]] if isinstance(value, Mapping) and "buffer" in value else None
+
+    def integers(self, value: Any) -> tuple[Step, Tensor] | None:
+        """The dequantization behind an encoded weight or bias, and the integers, where they are stored."""
+        step = self.made_by(value, DEQUANTIZE)
+        whole = None if step is None else self.tensor(step.args[0])
+        return None if step is None or whole is None else (step, whole)
+
+    def add(self, name: str, tensor: Tensor) -> dict[str, str]:
+        """A new buffer."""
+        chosen, number = name, 2
+        while chosen in self.tensors:
+            chosen, number = f"{name}_{number}", number + 1
+        self.tensors[chosen] = tensor.contiguous()
+        return {"buffer": chosen}
+
+    def insert_before(self, step: Step, *new: Step) -> None:
+        """Put steps in front of `step`."""
+        steps = {}
+        for name, old in self.steps.items():
+            if old is step:
+                steps.update({s.name: s for s in new})
+            steps[name] = old
+        self.steps = steps
+
+    def replace(self, step: Step, other: str) -> None:
+        """Remove `step`; what read it reads the value `other`."""
+        del self.steps[step.name]
+        for reader in self.steps.values():
+            reader.args, reader.kwargs = _renamed([reader.args, reader.kwargs], step.name, other)
+        self.output = _renamed(self.output, step.name, other)
+
+
+def _fold_batch_norm(program: Program, step: Step) -> None:
+    convolution = program.made_by(step.args[0], *CONVOLUTIONS)
+    if convolution is None or program.uses[convolution.name] != 1:
+        return
+    stored = program.integers(convolution.args[1])
+    if stored is None or program.uses[stored[0].name] != 1:
+        return
+    dequantization, integers = stored
+    weight, bias, mean, variance = (program.tensor(argument) for argument in step.args[1:5])
+    if mean is None or variance is None:
+        return
+    eps = step.args[7]
+    gain = (1.0 if weight is None else weight.double()) / torch.sqrt(variance.double() + eps)
+    zero_point = program.tensors[dequantization.args[2]["buffer"]]
+    negative = gain < 0
+    if negative.any() and (zero_point.any() or int(integers.min()) == -128):
+        return  # a scale must be positive, and these integers can't change their sign
+    channels = [-1] + [1] * (integers.dim() - 1)
+    name = convolution.module or convolution.name
+    sign = torch.where(negative, -1, 1).to(integers.dtype) * (gain != 0)
+    scale = (program.tensors[dequantization.args[1]["buffer"]].double() * gain.abs()).float()
+    # A channel of gain 0 has integers 0, for which any scale serves.
+    scale = torch.where(scale > 0, scale, torch.finfo(torch.float32).tiny)
+    shift = 0.0 if bias is None else bias.double()
+    before = _tensor_or_none(program, convolution, 2)
+    folded = ((0.0 if before is None else before.double()) - mean.double()) * gain + shift
+    dequantization.args = [
+        program.add(f"{name}.weight_folded", integers * sign.to(integers.dtype).reshape(channels)),
+        program.add(f"{name}.weight_folded_scale", scale),
+        program.add(f"{name}.weight_folded_zero_point", zero_point.expand(len(scale)).clone()),
+        0,
+    ]
+    convolution.args = [*convolution.args[:2], program.add(f"{name}.bias_folded", folded.float())] + (
+        convolution.args[3:]
+    )
+    program.replace(step, convolution.name)
+    program.uses[convolution.name] = program.uses[step.name]
+
+
+def _tensor_or_none(program: Program, step: Step, position: int) -> Tensor | None:
+    return program.tensor(step.args[position]) if len(step.args) > position else None
+
+
+def _quantize_bias(program: Program, step: Step) -> None:
+    """Bias in int32, where input and weight are quantized."""
+    at_bias, at_x, at_weight = (0, 1, 2) if step.operator == "aten.addmm.default" else (2, 0, 1)
+    x, stored = _dequantized(program, step.args[at_x]), program.integers(step.args[at_weight])
+    if x is None or stored is None or x.args[3] is not None:
+        return
+    bias = _tensor_or_none(program, step, at_bias)
+    if bias is None or not bias.is_floating_point():
+        return
+    unit = program.tensors[x.args[1]["buffer"]].double() * program.tensors[stored[0].args[1]["buffer"]].double()
+    integers = torch.round(bias.double() / unit)
+    if bias.dim() != 1 or float(integers.abs().max()) > _INT32:
+        return
+    name = step.args[at_bias]["buffer"]
+    dequantization = Step(
+        f"{step.name}_bias",
+        DEQUANTIZE,
+        [
+            program.add(f"{name}_integers", integers.to(torch.int32)),
+            program.add(f"{name}_scale", unit.float()),
+            program.add(f"{name}_zero_point", torch.zeros(unit.shape, dtype=torch.int32)),
+            0 if unit.dim() else None,
+        ],
+        {},
+        step.module,
+    )
+    program.insert_before(step, dequantization)
+    step.args = [*step.args[:at_bias], {"value": dequantization.name}, *step.args[at_bias + 1 :]]
+
+
+def _dequantized(program: Program, value: Any) -> Step | None:
+    """The dequantization that gives these values, perhaps in another shape."""
+    while (step := program.made_by(value, *_SAME_VALUES)) is not None:
+        value = step.args[0]
+    return program.made_by(value, DEQUANTIZE)
+
+
+def _look_up_integers(program: Program, step: Step) -> None:
+    """Dequantize the rows that were looked up, in place of the whole table; scales of rows are looked up with them."""
+    stored = program.integers(step.args[0])
+    if stored is None:
+        return
+    dequantization, integers = stored
+    whole, scale, zero_point, axis = dequantization.args
+    if axis is not None:
+        return
+    rows = Step(f"{step.name}_rows", step.operator, [whole, step.args[1]], {}, step.module)
+    program.insert_before(step, rows)
+    step.operator, step.args, step.kwargs = DEQUANTIZE, [{"value": rows.name}, scale, zero_point, None], {}
+
+
+def _type_zero_points(program: Program) -> None:
+    types: dict[str, torch.dtype] = {}
+    for step in program.steps.values():
+        if step.operator == QUANTIZE:
+            types[step.name] = integer_dtype(step.args[3], step.args[4])
+            dtype = types[step.name]
+        elif step.operator == DEQUANTIZE:
+            dtype = _integer_type(program, step.args[0], types)
+        else:
+            continue
+        zero_point = program.tensors[step.args[2]["buffer"]]
+        step.args = [*step.args]
+        step.args[2] = program.add(f"{step.args[2]['buffer']}_{str(dtype)[6:]}", zero_point.to(dtype))
+
+
+def _integer_type(program: Program, value: Any, types: Mapping[str, torch.dtype]) -> torch.dtype:
+    stored = program.tensor(value)
+    if stored is not None:
+        return stored.dtype
+    name = value["value"]
+    return types[name] if name in types else _integer_type(program, program.steps[name].args[0], types)
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """Encoded arguments in which the value `old` is the value `new`."""
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item, old, new) for item in value]
+    if isinstance(value, Mapping):
+        if value.get("value") == old:
+            return {"value": new}
+        return {key: _renamed(item, old, new) for key, item in value.items()}
+    return value

@@ -1,0 +1,195 @@
+"""Frozen models in onnxruntime: what runs in integers, how far it is from the frozen model, and what is dynamic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nnicompress.errors import JobError, UserError
+from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export.comparison import compare_outputs
+from nnicompress.export.divergence import first_divergence, layer_differences
+from nnicompress.export.formats import FORMATS
+from nnicompress.export.integer_coverage import integer_coverage
+from nnicompress.quantization.fake_quantizer import FakeQuantizer
+from nnicompress.quantization.freeze import freeze
+from nnicompress.quantization.frozen import FrozenModel
+from nnicompress.quantization.lowering import lower
+from nnicompress.quantization.scheme import Scheme
+from tests.quantization.by_hand import calibrate, image, network, other_inputs, simulate
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def exported(model: nn.Module, inputs: ModelInput, file: Path, **settings: object) -> tuple[FrozenModel, nn.Module]:
+    """The frozen model and the file as a module."""
+    frozen = freeze(simulate(model, inputs, **settings), inputs)  # type: ignore[arg-type]
+    FORMATS["onnx"].export(frozen, inputs, file)
+    return frozen, FORMATS["onnx"].load(file, frozen, inputs)
+
+
+def assert_near(frozen: nn.Module, loaded: nn.Module, inputs: ModelInput, channels: int = -1) -> None:
+    """Within a fiftieth of the largest output, and of one opinion where the frozen model prefers one by more than that.
+
+    Two values halfway between integers, one step away each, explain as much in networks this narrow.
+    """
+    args, kwargs = inputs
+    compare_outputs(loaded, frozen, [inputs], tolerance=0.02, what="the file")
+    with torch.no_grad():
+        want, got = (tree_leaves(model(*args, **kwargs))[0].movedim(channels, -1) for model in (frozen, loaded))
+    first, second = want.topk(2).values.unbind(-1)
+    sure = first - second > 0.04 * want.abs().max()
+    assert sure.any() and torch.equal(want.argmax(-1)[sure], got.argmax(-1)[sure])
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("residual", {"QLinearConv": 2, "QLinearAdd": 1, "QGemm": 1}),
+        ("bert", {"QGemm": 8}),
+        pytest.param("vit", {"QGemm": 7}, marks=pytest.mark.slow),
+        pytest.param("gpt2", {"QGemm": 5}, marks=pytest.mark.slow),
+        pytest.param("llama", {"QGemm": 8}, marks=pytest.mark.slow),
+    ],
+)
+def test_layers_run_in_integers_at_any_batch_and_length(name: str, kernels: dict[str, int], tmp_path: Path) -> None:
+    model, inputs = network(name)
+    frozen, loaded = exported(model, inputs, tmp_path / "m.onnx")
+    for batch, longer in ((1, 0), (2, 0), (5, 6)):
+        assert_near(frozen, loaded, other_inputs(inputs, batch, longer))
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert {kernel: coverage.integer.get(kernel, 0) for kernel in kernels} == kernels, coverage.summary
+
+
+def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:
+    model, inputs = network("unet")
+    frozen, loaded = exported(model, inputs, tmp_path / "m.onnx")
+    assert_near(frozen, loaded, other_inputs(inputs, 3), channels=1)
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert not coverage.integer and coverage.share == 0.0
+    reasons = {(operator.operator, operator.reason) for operator in coverage.floating}
+    assert ("ConvTranspose", "onnxruntime has no integer kernel for ConvTranspose") in reasons
+    assert ("FusedConv", "QLinearConv needs its output quantized, and it goes to Concat, MaxPool") in reasons
+    assert ("FusedConv", "LeakyRelu stands between it and its quantized output") in reasons
+    assert len(coverage.weighted_in_float) == 5
+    assert coverage.summary.startswith("in integers: none; in float: 1 Concat, 2 Conv, 1 ConvTranspose, 2 FusedConv")
+
+
+def test_a_float_model_has_no_coverage(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    FORMATS["onnx"].export(model, image(3, 8, 8), tmp_path / "m.onnx")
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert coverage.share == 0.0 and not coverage.integer
+    assert [one.operator for one in coverage.weighted_in_float] == ["FusedConv", "Gemm"]
+    assert all(one.reason.startswith("not quantized: ") for one in coverage.weighted_in_float)
+
+
+def test_weights_and_biases_are_integers_in_the_file(tmp_path: Path) -> None:
+    model, inputs = network("residual")
+    frozen, _ = exported(model, inputs, tmp_path / "m.onnx")
+    tensors = {tensor.name: tensor for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    large = {tensor.data_type for tensor in tensors.values() if len(tensor.dims) > 1}
+    assert large == {onnx.TensorProto.INT8}
+    assert {t.data_type for t in tensors.values() if len(t.dims) == 1 and "integers" in t.name} == {
+        onnx.TensorProto.INT32
+    }
+    zero_points = {t.data_type for n, t in tensors.items() if n.endswith("_uint8")}
+    assert zero_points == {onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize(
+    "activation", [Scheme("int8", symmetric=True), Scheme("uint4"), Scheme("uint8", symmetric=True)]
+)
+def test_activations_of_other_types_and_widths(activation: Scheme, tmp_path: Path) -> None:
+    model, inputs = network("residual")
+    frozen, loaded = exported(model, inputs, tmp_path / "m.onnx", activation=activation)
+    differences = layer_differences(frozen, tmp_path / "m.onnx", other_inputs(inputs, 3))
+    assert max(one.largest for one in differences) <= 1
+    with torch.no_grad():
+        compare_outputs(loaded, frozen, [other_inputs(inputs, 3)], tolerance=0.1, what="the file")
+
+
+def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
+    model, inputs = network("residual")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        norms[0].weight[:2] = torch.tensor([0.0, -0.7])
+    frozen = freeze(simulate(model, inputs), inputs)
+    lowered = lower(frozen)
+    operators = [step[1] for step in lowered.frozen_program["steps"]]
+    before = [step[1] for step in frozen.frozen_program["steps"]]
+    assert (before.count("aten.batch_norm.default"), operators.count("aten.batch_norm.default")) == (2, 0)
+    with torch.no_grad():
+        compare_outputs(lowered, frozen, [other_inputs(inputs, 4)], tolerance=0.02, what="the folded model")
+
+
+class Words(nn.Module):
+    """An embedding whose table is quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 4)
+        self.table = FakeQuantizer(Scheme("int8", symmetric=True))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        rows = nn.functional.embedding(input_ids, self.table(self.embedding.weight))
+        return self.head((rows * attention_mask[..., None]).mean(1))
+
+
+def test_an_embedding_looks_integers_up(tmp_path: Path) -> None:
+    inputs = network("bert")[1]
+    frozen, loaded = exported(Words().eval(), inputs, tmp_path / "m.onnx")
+    compare_outputs(loaded, frozen, [other_inputs(inputs, 3, 4)], tolerance=0.02, what="the file")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    lookup = next(node for node in graph.node if node.op_type == "Gather" and "embedding" in node.input[0])
+    table = next(tensor for tensor in graph.initializer if tensor.name == lookup.input[0])
+    assert (table.data_type, list(table.dims)) == (onnx.TensorProto.INT8, [50, 16])
+
+
+def test_the_first_layer_that_diverges_is_named(tmp_path: Path) -> None:
+    model, inputs = network("bert")
+    frozen, _ = exported(model, inputs, tmp_path / "m.onnx")
+    assert first_divergence(frozen, tmp_path / "m.onnx", other_inputs(inputs, 3, 2), bound=1) is None
+    broken = onnx.load(tmp_path / "m.onnx")
+    weight = next(t for t in broken.graph.initializer if t.name.endswith("intermediate.dense.weight"))
+    weight.raw_data = bytes(len(weight.raw_data))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    found = first_divergence(frozen, tmp_path / "broken.onnx", inputs, bound=1)
+    assert found is not None and found.module == "bert.encoder.layer.0.output.dense.quantizers.input"
+    assert found.largest > 1 and found.share > 0.1
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    model, inputs = network("residual")
+    frozen, _ = exported(model, inputs, tmp_path / "m.onnx")
+    other = freeze(simulate(*network("vit")), network("vit")[1])
+    with pytest.raises(UserError, match="m.onnx wasn't exported from this quantized model"):
+        layer_differences(other, tmp_path / "m.onnx", inputs)
+    FORMATS["onnx"].export(nn.Conv2d(3, 4, 3), inputs, tmp_path / "float.onnx")
+    with pytest.raises(UserError, match="float.onnx wasn't exported from this quantized model"):
+        layer_differences(frozen, tmp_path / "float.onnx", inputs)
+
+
+class Singular(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = FakeQuantizer(Scheme("uint8"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(self.quantizer(x))
+
+
+def test_what_cannot_be_translated_says_so_in_one_line(tmp_path: Path) -> None:
+    model, inputs = Singular().eval(), image(4, 4)
+    calibrate(model, inputs)
+    frozen = freeze(model, inputs)
+    for refused in (FORMATS["onnx"].attempt, lambda m, i: FORMATS["onnx"].export(m, i, tmp_path / "m.onnx")):
+        with pytest.raises(JobError, match="the quantized model can't be translated to ONNX: .*linalg_svd") as caught:
+            refused(frozen, inputs)
+        assert "\n" not in str(caught.value)
