@@ -11,6 +11,7 @@ from torch import nn
 
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export import onnx, program
+from nnicompress.export.integer_coverage import IntegerCoverage, integer_coverage
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Format:
     export: Callable[[nn.Module, ModelInput, Path], None]
     attempt: Callable[[nn.Module, ModelInput], None]
     load: Callable[[Path, nn.Module, ModelInput], nn.Module]
+    coverage: Callable[[Path], IntegerCoverage] | None = None
+    """Which operators of a quantized model's file run in integers; None: the runtime computes in float."""
 
 
 def _nothing() -> None:
@@ -54,6 +57,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             export=onnx.export_onnx,
             attempt=onnx.try_onnx,
             load=lambda path, model, inputs: onnx.OnnxModel(path, onnx.output_structure(model, inputs)),
+            coverage=integer_coverage,
         ),
     }
 )

@@ -138,13 +138,12 @@ class OnnxModel(nn.Module):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         self._spec = spec
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._names = [entry.name for entry in self._session.get_inputs()]
+        self.input_names = [entry.name for entry in self._session.get_inputs()]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs and outputs as the exported model's, on the CPU."""
-        results = [
-            torch.from_numpy(array) for array in self._session.run(None, input_tensors(self._names, (args, kwargs)))
-        ]
+        feed = input_tensors(self.input_names, (args, kwargs))
+        results = [torch.from_numpy(array) for array in self._session.run(None, feed)]
         return tree_unflatten(results, self._spec) if self._spec is not None else results[0]
 
 

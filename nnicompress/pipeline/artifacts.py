@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+import torch
+
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, ModelInput
 from nnicompress.export.comparison import cpu_copy, on_device
 from nnicompress.export.divergence import first_divergence
 from nnicompress.export.formats import FORMATS
 from nnicompress.export.integer_coverage import FloatOperator
+from nnicompress.measure.file_memory import onnx_memory
 from nnicompress.measure.latency import forward_call
 from nnicompress.measure.size import bytes_of
-from nnicompress.pipeline.context import Context, Exported
+from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, SPLIT, Context, Exported
 from nnicompress.pipeline.settings import EvaluateSettings
 from nnicompress.pipeline.timing import batch_sizes, time_calls
 from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.report.record import ArtifactRecord, FloatOperatorsRecord, LatencyRecord
 
-SPLIT = "test"
-EXPORT_BATCH_SIZE = 2
+MEMORY = {"onnx": onnx_memory}
+"""Format -> what measures the memory of a process that serves it."""
 ROUNDING_STEPS = 1
 """How far an integer may be off by rounding alone."""
 
@@ -49,10 +52,11 @@ def measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateS
         records = time_calls(calls, size, context, settings)
         latency += (records["served"],)
         baseline_latency += (records["baseline"],)
-    baseline_bytes, memory = bytes_of(baseline_file), (None, None)
-    if settings.memory and form.memory is not None:
+    baseline_bytes = bytes_of(baseline_file)
+    memory: list[int | None] = [None, None]
+    if settings.memory and name in MEMORY:
         inputs = _on_cpu(context, evaluator, context.job.batch_size)
-        memory = tuple(form.memory(file, inputs) for file in (exported.path, baseline_file))
+        memory = [MEMORY[name](file, inputs, torch.get_num_threads()) for file in (exported.path, baseline_file)]
     baseline_file.unlink()
     coverage = None
     if context.quantization is not None and form.coverage is not None:
@@ -97,8 +101,9 @@ def compare_metric(
     if bound is None or eager is None or served == eager or abs(served - eager) <= bound:
         return
     raise JobError(
-        f"{exported.path.name}: {context.job.metric} is {served:.4g} in {runtime} and {eager:.4g} in PyTorch; they differ by "
-        f"{abs(served - eager):.2g}, more than stages.evaluate.max_deployed_gap ({bound:g}){_first_divergence(context, exported, inputs)}"
+        f"{exported.path.name}: {context.job.metric} is {served:.4g} in {runtime} and {eager:.4g} in PyTorch; they "
+        f"differ by {abs(served - eager):.2g}, more than stages.evaluate.max_deployed_gap ({bound:g})"
+        f"{_first_divergence(context, exported, inputs)}"
     )
 
 
@@ -107,9 +112,7 @@ def _first_divergence(context: Context, exported: Exported, inputs: ModelInput) 
         return ""
     found = first_divergence(context.model, exported.path, inputs, ROUNDING_STEPS)
     if found is None:
-        return (
-            f"; no layer's integers differ by more than {ROUNDING_STEPS} step on the first {context.job.metric} batch"
-        )
+        return "; on the first samples no layer's integers differ by more than rounding explains"
     return (
         f"; the first layer that differs is {found.module}: {found.share:.1%} of its integers, by up to "
         f"{found.largest} steps"

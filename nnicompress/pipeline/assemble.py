@@ -11,9 +11,8 @@ from nnicompress.events import Note
 from nnicompress.export.formats import FORMATS
 from nnicompress.graph.macs import count_macs
 from nnicompress.measure.size import bytes_of, count_parameters, count_zeros
-from nnicompress.pipeline.context import Context, Phase
+from nnicompress.pipeline.context import SPLIT, Context, Phase
 from nnicompress.pipeline.manifest import machine, versions
-from nnicompress.pipeline.stages.evaluate import SPLIT
 from nnicompress.report.curves import CurveRecorder
 from nnicompress.report.expected import compare, summary_numbers
 from nnicompress.report.record import (

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from nnicompress.report.record import ArtifactRecord, LatencyRecord
     from nnicompress.shrink.proof import Proof
 
+EXPORT_BATCH_SIZE = 2
+"""Samples that a model is captured on: one is special to torch.export."""
+SPLIT = "test"
+"""The role that the report's metric is read from."""
+
 Facts = dict[str, Any]
 """What a stage says of itself, JSON-able; it becomes the `facts` of the report's stage."""
 

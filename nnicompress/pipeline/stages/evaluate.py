@@ -8,12 +8,13 @@ from nnicompress import distributed
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.measure.latency import forward_call
 from nnicompress.measure.memory import peak_memory
-from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.artifacts import measure_artifact
+from nnicompress.pipeline.context import SPLIT, Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import EvaluateSettings
+from nnicompress.pipeline.timing import batch_sizes, time_calls
 from nnicompress.report.record import LatencyRecord, Measurements, PhaseMeasurements
 
-SPLIT = "test"
 MEASURED = "measured.json"
 
 

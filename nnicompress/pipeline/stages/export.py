@@ -6,12 +6,11 @@ from nnicompress.export.comparison import compare_outputs, cpu_copy, on_device
 from nnicompress.export.formats import FORMATS
 from nnicompress.export.inference import write_inference_files
 from nnicompress.export.plain import FOLDER, save_plain
-from nnicompress.pipeline.context import Context, Exported, Facts
+from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, Context, Exported, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import ExportSettings
 
 CHECK_BATCH_SIZES = (1, 3)
-EXPORT_BATCH_SIZE = 2
 
 
 def run(context: Context, plan: StagePlan) -> Facts:

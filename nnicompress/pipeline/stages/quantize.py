@@ -6,12 +6,11 @@ import copy
 
 from nnicompress.export.comparison import on_device
 from nnicompress.measure.size import bytes_of_weights
-from nnicompress.pipeline.context import Context, Facts
+from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.resumable import ResumableStage
 from nnicompress.pipeline.settings import QuantizeSettings
 from nnicompress.pipeline.smoke import NUM_BATCHES
-from nnicompress.pipeline.stages.export import EXPORT_BATCH_SIZE
 from nnicompress.pipeline.weights import WEIGHTS, load_weights, save_weights
 from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.freeze import freeze
