@@ -84,10 +84,6 @@ class FakeQuantizer(nn.Module):
             self._seen = self.flags, self.flags._version, switches
         return switches
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy's buffer counts its versions afresh, and may arrive at the number of what was read of the original.
-        return {**self.__dict__, "_seen": (None, -1, (False, False))}
-
     def quantization_parameters(self) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point (int32), exactly as the forward uses them."""
         return self.scale, self.zero_point
