@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.evaluators.training_step import device_of
-from nnicompress.quantization.calls import tensors_of
+from nnicompress.quantization.calls import QUANTIZERS, tensors_of
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.frames import Frames
 from nnicompress.quantization.modules import add_transformers, swap, swap_back
@@ -155,6 +155,11 @@ def stored_quantizers(model: nn.Module, result: QuantizationResult) -> dict[str,
             quantizer.batch_norm = (modules[result.folded[place]],)
         found[place] = quantizer.to(device_of(model))
     return found
+
+
+def without_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a `state_dict` that are the model's own: what a plain model loads while it trains quantized."""
+    return {name: tensor for name, tensor in state.items() if QUANTIZERS not in name.split(".")}
 
 
 @contextmanager

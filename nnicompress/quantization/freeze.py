@@ -19,39 +19,44 @@ from torch.utils import _pytree as pytree
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export.program import capture_program, with_named_arguments
-from nnicompress.quantization.fake_quantizer import FakeQuantizer
+from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.frozen import DEQUANTIZE, PYTHON, QUANTIZE, FrozenModel, quantize, references
-from nnicompress.quantization.marking import SIMULATION, Marked
+from nnicompress.quantization.marking import SIMULATION, mark
+from nnicompress.quantization.result import QuantizationResult
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
 """What a capture notes about itself."""
 
 
-def freeze(model: nn.Module, inputs: ModelInput) -> FrozenModel:
-    """`model`, whose fake quantizers simulate, with the integers that its weights are rounded to in their place.
+def freeze(model: nn.Module, inputs: ModelInput, result: QuantizationResult | None = None) -> FrozenModel:
+    """`model`, quantized, with the integers that its weights are rounded to in their place.
 
-    The forward is captured in evaluation mode on `inputs` (at least two samples); the batch may vary, and so may the
-    length of sequences of tokens. Activations are quantized and dequantized by the arithmetic of the simulation,
-    all others stay as they are, batch norms included. So the outputs are equal bit for bit, which is checked on
-    `inputs`. The model itself is left as it was; the frozen one is on the CPU.
+    It computes as `result` says, or with None as the fake quantizers in it simulate now. The forward is captured in
+    evaluation mode on `inputs` (at least two samples); the batch may vary, and so may the length of sequences of
+    tokens. Activations are quantized and dequantized by the arithmetic of the simulation, all others operators stay as
+    they are, batch norms included. So the outputs are equal bit for bit, which is checked on `inputs`. The model itself
+    is left as it was; the frozen one is on the CPU.
 
     Raises:
-        UserError: nothing in the model simulates quantization.
+        UserError: nothing in the model simulates quantization, or not in a way that can be frozen (see `mark`).
         JobError: the forward can't be captured, or doesn't compute the same twice.
     """
-    simulated = copy.deepcopy(model).cpu().eval()
-    if not any(isinstance(module, FakeQuantizer) and module.simulating for module in simulated.modules()):
+    if result is not None:
+        with simulated(model, result):
+            return freeze(model, inputs)
+    before = copy.deepcopy(model).cpu().eval()
+    marked = copy.deepcopy(before)
+    if not mark(marked):
         raise UserError(
             f"nothing in {type(model).__name__} simulates quantization; run a quantizer before it is frozen"
         )
     args, kwargs = inputs
-    marked = Marked(simulated)
     exported = capture_program(marked, inputs)
-    around = "model." if with_named_arguments(marked, inputs) is marked else "model.model."
+    around = "" if with_named_arguments(marked, inputs) is marked else "model."
     frozen = _Builder(exported, type(model).__name__, around).build(forward_arguments(exported, model, len(args)))
     with torch.no_grad():
         # Each gets copies: a forward may write into its inputs.
-        results = [pytree.tree_leaves(m(*copy.deepcopy(args), **copy.deepcopy(kwargs))) for m in (simulated, frozen)]
+        results = [pytree.tree_leaves(m(*copy.deepcopy(args), **copy.deepcopy(kwargs))) for m in (before, frozen)]
     for number, (a, b) in enumerate(zip(*results, strict=True)):
         if isinstance(a, Tensor) and not torch.equal(a.nan_to_num(), b.nan_to_num()):
             raise JobError(
@@ -70,6 +75,7 @@ class _Builder:
         self.model_name = model_name
         self.around = around
         self.names = {node: path.removeprefix(around) for node, path in _tensor_names(exported).items()}
+        self.constant: dict[Node, bool] = {}
         self.constants: dict[Node, Tensor] = {}
         self.encoded: dict[Node, Any] = {}
         self.quantized: list[_Quantized] = []
@@ -100,7 +106,7 @@ class _Builder:
     def add(self, node: Node) -> None:
         """One operator."""
         name = _operator(node)
-        if name in _CHECKS:
+        if name in _CHECKS or self.is_constant(node):  # a constant becomes a buffer where it is read
             return
         if name == SIMULATION:
             self.encoded[node] = self.simulation(node)
@@ -154,10 +160,19 @@ class _Builder:
         return f"{stack[-1][0]}.".removeprefix(self.around).removesuffix(".") if stack else ""
 
     def is_constant(self, node: Node) -> bool:
-        """Whether the value depends on tensors of the model alone."""
-        if node.op != "call_function":
-            return node in self.names
-        return bool(node.all_input_nodes) and all(map(self.is_constant, node.all_input_nodes))
+        """Whether the value is computed of float tensors of the model alone, and nothing writes into it."""
+        if node not in self.constant:
+            if node.op != "call_function":
+                self.constant[node] = node in self.names
+            else:
+                operator = _operator(node)
+                self.constant[node] = (
+                    (operator.startswith("aten.") or operator == "operator.getitem")
+                    and bool(node.all_input_nodes)
+                    and all(map(self.is_constant, node.all_input_nodes))
+                    and not any(_writes(_operator(n)) for n in (node, *node.users))
+                )
+        return self.constant[node]
 
     def value_of(self, node: Node) -> Tensor:
         """The value of a constant node, by the operators of the graph themselves."""
@@ -184,9 +199,11 @@ class _Builder:
         """An argument as a program holds it."""
         if isinstance(value, Node):
             if value not in self.encoded:
-                of_model = value in self.names
+                constant = self.is_constant(value)
                 self.encoded[value] = (
-                    self.buffer(self.names[value], self.value_of(value)) if of_model else {"value": value.name}
+                    self.buffer(self.base_name(value, value), self.value_of(value))
+                    if constant
+                    else {"value": value.name}
                 )
             return self.encoded[value]
         if isinstance(value, (list, tuple)):

@@ -112,8 +112,11 @@ def run(
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None) -> Tensor:
     """The integers `round(x / scale) + zero_point` within [low, high].
 
-    It multiplies by the reciprocal, as torch's own fake quantization does: a division would round otherwise.
+    It multiplies by the reciprocal, as torch's own fake quantization does: a division would round otherwise. Those of a
+    bias (32 bits, zero point 0) are divided.
     """
+    if high > 2**16:
+        return torch.round(x / _spread(scale, x, axis)).double().clamp(low, high).to(torch.int32)
     rounded = torch.round(x * _spread(1.0 / scale, x, axis)) + _spread(zero_point, x, axis)
     return torch.clamp(rounded, low, high).to(integer_dtype(low, high))
 
@@ -140,8 +143,16 @@ def integer_dtype(low: int, high: int) -> torch.dtype:
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """One number for the tensor, or one for each index of `axis`, in a shape that broadcasts with `x`."""
-    return parameter if axis is None else parameter.reshape([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
+    """In a shape that broadcasts with `x`: one number, one an index of `axis`, or one a block of indices.
+
+    Blocks have the rank of `x`, with as many along `axis` as there are; the last may be shorter.
+    """
+    if axis is None:
+        return parameter
+    length = x.shape[axis]
+    if parameter.dim() == 1 and (x.dim() > 1 or len(parameter) == length):
+        return parameter.reshape([-1 if dim == axis % x.dim() else 1 for dim in range(x.dim())])
+    return parameter.repeat_interleave(-(-length // parameter.shape[axis]), axis).narrow(axis, 0, length)
 
 
 def _container(module: nn.Module, path: str) -> nn.Module:

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from nnicompress.quantization.fake_quantizer import FakeQuantizer
+from nnicompress.errors import UserError
+from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.frozen import dequantize, quantize
+from nnicompress.quantization.learned import LearnedQuantizer
 
 SIMULATION = "nnicompress.fake_quantize.default"
+_KNOWN = (FakeQuantizer, BiasQuantizer, LearnedQuantizer)
 
 
-class Marked(nn.Module):
-    """`model`, in evaluation mode, with each call of torch's fake quantization as an operator of our own.
+def mark(model: nn.Module) -> int:
+    """Let every fake quantizer in `model` run the operator; returns how many simulate.
 
-    torch's operator for a scale and a zero point in tensors can't be captured (2.13 has no form of it for fake
-    tensors), and what stands for it there is several operators long. `model` is changed: its fake quantizers no longer
-    look at their switches, which a capture can't read.
+    torch's own operator for a scale in a tensor can't be captured (2.13 has no form of it for fake tensors), and what
+    stands for a simulation there is several operators long. Nor can a capture read a fake quantizer's switches.
+
+    Raises:
+        UserError: a fake quantizer does more than scale, zero point and rounding say.
     """
+    count = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, FakeQuantizer):
+            continue
+        if not any(type(module).simulate is kind.simulate for kind in _KNOWN):
+            raise UserError(
+                f"{name} ({type(module).__name__}) changes values before it rounds them, so its weights can't be "
+                "frozen while they are trained; freeze the model with the quantizer's result"
+            )
+        simulating = module.simulating
+        count += simulating
+        module.__class__ = type("Marked", (type(module),), {"forward": _forward if simulating else _same})
+    return count
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        for module in list(model.modules()):
-            if isinstance(module, FakeQuantizer):
-                _fix(module)
-        self.model = model
-        self.forward = functools.wraps(model.forward)(functools.partial(_forward, self))
-        self.eval()
+
+def _forward(quantizer: FakeQuantizer, x: Tensor) -> Tensor:
+    scale, zero_point = quantizer.quantization_parameters()
+    scheme = quantizer.scheme
+    result: Any = _fake_quantize(x, scale, zero_point, scheme.quant_min, scheme.quant_max, scheme.granularity.axis)
+    return result  # type: ignore[no-any-return]
 
 
-def _forward(marked: Marked, *args: Any, **kwargs: Any) -> Any:
-    with _Marking():
-        return marked.model(*args, **kwargs)
+def _same(quantizer: FakeQuantizer, x: Tensor) -> Tensor:
+    return x
 
 
 @torch.library.custom_op("nnicompress::fake_quantize", mutates_args=())
@@ -47,21 +59,3 @@ def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high:
 @_fake_quantize.register_fake
 def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None) -> Tensor:
     return torch.empty_like(x)
-
-
-class _Marking(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.fake_quantize_per_tensor_affine:
-            x, scale, zero_point, low, high = args
-            return _fake_quantize(x, scale, zero_point, low, high, None)
-        if func is torch.fake_quantize_per_channel_affine:
-            x, scale, zero_point, axis, low, high = args
-            return _fake_quantize(x, scale, zero_point, low, high, axis)
-        return func(*args, **(kwargs or {}))
-
-
-def _fix(quantizer: FakeQuantizer) -> None:
-    switches = False, quantizer.simulating
-    quantizer.__class__ = type("Fixed", (type(quantizer),), {"_switches": lambda self: switches})

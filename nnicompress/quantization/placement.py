@@ -127,22 +127,25 @@ class _Placement:
             key = f"targets.{name}"
             selected, excluded = select_modules(self.model, target, key=key)
             self.excluded |= excluded
-            usable = [module for module in selected if module not in inside and self._is_usable(module, target, key)]
-            for module in usable:
-                self._check_backend(module, target, key)
-                found[module] = (name, target)
+            for module in selected:
+                if module not in inside and self._is_usable(module, target, key):
+                    self._check_scheme(module, target, key)
+                    found[module] = (name, target)
             self._check_chains(target, key)
         return found
 
     def _is_usable(self, name: str, target: TargetSettings, key: str) -> bool:
         module = self.modules[name]
         if type(module) in SWAPS:
-            if type(module) is nn.MultiheadAttention and (why := _unusual_attention(module)):
-                self.plan.unquantized.append(f"{name}: {why}")
-                return False
-            return True
-        if isinstance(module, tuple(SWAPS)):
+            why = self._no_kernel(module) or _unusual_attention(module)
+            if why is None:
+                return True
+            if target.selects and self._no_kernel(module):
+                raise ConfigError(f"{name}: {why}; exclude it, or set backend: none", key=key)
+        elif isinstance(module, tuple(SWAPS)):
             why = f"{type(module).__name__} is a subclass with a forward of its own"
+        elif not target.selects:
+            return False
         elif calls.is_leaf(module) and not list(module.parameters(recurse=False)):
             if target.target_names is not None and not target.names("weight"):
                 return True
@@ -155,14 +158,12 @@ class _Placement:
         self.plan.unquantized.append(f"{name}: {why}")
         return False
 
-    def _check_backend(self, name: str, target: TargetSettings, key: str) -> None:
-        module = self.modules[name]
+    def _no_kernel(self, module: nn.Module) -> str | None:
         if self.settings.backend == "onnxruntime_x86" and isinstance(module, TRANSPOSED):
-            raise ConfigError(
-                f"onnxruntime_x86 has no integer kernel for {type(module).__name__} ({name}): exclude it, or set "
-                "backend: none",
-                key=key,
-            )
+            return f"onnxruntime_x86 has no integer kernel for {type(module).__name__}"
+        return None
+
+    def _check_scheme(self, name: str, target: TargetSettings, key: str) -> None:
         affine = target.names("weight") and target.of_tensor("weight").quant_scheme == "affine"
         if self.settings.backend == "onnxruntime_x86" and affine:
             raise ConfigError(
@@ -287,8 +288,8 @@ class _Placement:
 
     def _need(self, value: Value, reader: Call, index: int, settings: TensorSettings) -> str | None:
         """Place a quantizer where `value` is made; returns the place, or None where no float is there."""
-        while value.maker is not None and value.maker.name in PASSING and value.maker.inputs:
-            value = value.maker.inputs[0]
+        while (source := _moved_from(value)) is not None:
+            value = source
         if not value.floating:
             return None
         place = self._made_at(value) or self._read_at(reader, index)
@@ -333,7 +334,21 @@ class _Placement:
         return "the forward in evaluation mode does not run it"
 
 
-def _unusual_attention(module: nn.MultiheadAttention) -> str | None:
+def _moved_from(value: Value) -> Value | None:
+    """The value that `value` is but a view or a choice of; None where it was computed."""
+    if value.maker is None or not value.maker.inputs:
+        return None
+    if value.maker.name in PASSING:
+        return value.maker.inputs[0]
+    if value.maker.name == "cat":  # a cache of keys that is empty in training
+        filled = [v for v in value.maker.inputs if v.tensor.numel()]
+        return filled[0] if len(filled) == 1 and not value.maker.own_tensors else None
+    return None
+
+
+def _unusual_attention(module: nn.Module) -> str | None:
+    if not isinstance(module, nn.MultiheadAttention):
+        return None
     if not module._qkv_same_embed_dim:
         return "keys or values have another width than queries"
     if module.bias_k is not None or module.add_zero_attn:

@@ -106,7 +106,8 @@ class TargetSettings(TensorSettings):
     """Which modules to quantize, and which of their tensors.
 
     Selected are the modules whose type is in `op_types` and, where names are given, whose name is in `op_names` or
-    matches one of `op_names_re` (from its start, as `re.match`), less the excluded ones.
+    matches one of `op_names_re` (from its start, as `re.match`), less the excluded ones. Without any of the three, all
+    that the backend runs in integers are.
     """
 
     op_types: Names = ()
@@ -122,10 +123,13 @@ class TargetSettings(TensorSettings):
     fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
     """Modules that become one in the runtime, in order; all that can are found without it, and these are checked."""
 
+    @property
+    def selects(self) -> bool:
+        """Whether it says which modules."""
+        return bool(self.op_types or self.op_names or self.op_names_re)
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if not (self.op_types or self.op_names or self.op_names_re):
-            raise ValueError("a target needs op_types, op_names or op_names_re")
         if self.target_names == ():
             raise ValueError("target_names is empty")
         known = self.target_names or ("_input_", "weight", "bias", "_output_")

@@ -85,16 +85,20 @@ def calibrate(model: nn.Module, inputs: ModelInput) -> None:
     ranges = {}
     for module in model.modules():
         if isinstance(module, FakeQuantizer) and module.scheme.granularity.kind == "tensor":
-            module.observer = ranges[module] = Range()
+            module.watcher = ranges[module] = Range()
             module.observing = True
     args, kwargs = inputs
     with torch.no_grad():
-        model.eval()(*args, **kwargs)
+        model.eval()
+        for quantizer in ranges:
+            quantizer.train()  # they observe in training mode only
+        model(*args, **kwargs)
     for module in model.modules():
         if isinstance(module, FakeQuantizer):
             if module in ranges:
                 module.set_parameters(*module.scheme.parameters(ranges[module].low, ranges[module].high))
-            module.observing, module.observer, module.simulating = False, None, True
+            module.observing, module.watcher, module.simulating = False, None, True
+    model.eval()
 
 
 def _set_to_weight(quantizer: FakeQuantizer, weight: Tensor) -> None:

@@ -1,0 +1,253 @@
+"""Where fake quantizers go, on small networks by hand and on every architecture of the zoo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnicompress.errors import ConfigError, UserError
+from nnicompress.models.resnet import BasicBlock
+from nnicompress.quantization.attach import Attached
+from nnicompress.quantization.build import build_quantizers
+from nnicompress.quantization.modules import SWAPS
+from nnicompress.quantization.placement import Plan, make_plan
+from nnicompress.quantization.record import record
+from nnicompress.quantization.settings import QuantizerSettings
+from tests.zoo import ZOO
+
+LAYERS = {"op_types": ["Conv2d", "Linear"]}
+
+
+def plan_of(model: nn.Module, *args: Tensor, targets: Any = None, **settings: Any) -> Plan:
+    asked = QuantizerSettings.from_targets(targets or [{}], **settings)
+    return make_plan(model, asked, record(model, args, {}))
+
+
+class Residual(nn.Module):
+    """A shared ReLU, a residual add, pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.relu = nn.BatchNorm2d(4), nn.ReLU()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.one(x)))
+        x = self.relu(x + self.two(x))
+        return self.head(self.pool(x).flatten(1))
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_residual_network_as_an_integer_runtime_needs_it() -> None:
+    plan = plan_of(Residual(), images())
+    assert set(plan.activations) == {
+        "one/input_0",  # the network's input
+        "/relu_0/output_0",  # batch norm and ReLU are folded; both readers share it
+        "two/output_0",  # an operand of the add
+        "/relu_1/output_0",  # the add's result, its ReLU folded
+        "pool/output_0",  # what the linear layer reads
+    }  # the head's output is the network's, and stays in float
+    assert {weight.place: weight.batch_norm for weight in plan.weights} == {
+        "one/weight": "norm",
+        "two/weight": None,
+        "head/weight": None,
+    }
+    assert {(bias.module, bias.input) for bias in plan.biases} == {
+        ("two", "/relu_0/output_0"),
+        ("head", "pool/output_0"),
+    }
+    schemes = {a.scheme.dtype for a in plan.activations.values()} | {w.scheme.dtype for w in plan.weights}
+    assert schemes == {"uint8", "int8"}
+    assert all(w.scheme.symmetric and w.scheme.granularity.axis == 0 for w in plan.weights)
+
+
+def test_a_resnet_block_without_downsampling() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), BasicBlock(4, 4, 1, None, 1, 64))
+    plan = plan_of(model, images())
+    assert set(plan.activations) == {
+        "0/input_0", "0/output_0", "1/relu_0/output_0", "1.bn2/output_0", "1/relu_1/output_0",
+    }  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Heads by views, and torch's functional attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_functional_attention() -> None:
+    plan = plan_of(Attention(), torch.randn(2, 5, 8))
+    assert set(plan.activations) == {
+        "norm/output_0",
+        "qkv/output_0",  # query, key and value are views of it
+        "/scaled_dot_product_attention_0/probabilities",
+        "/scaled_dot_product_attention_0/output_0",
+    }  # the add stands behind a linear layer and stays in float
+
+
+def test_without_functions_only_modules_are_quantized() -> None:
+    plan = plan_of(Residual(), images(), functions=["matmul"])
+    assert "two/output_0" in plan.activations  # a convolution's output all the same
+    assert not any("add" in place for place in plan.activations)
+
+
+def test_weights_alone() -> None:
+    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "target_names": ["weight"]}], functions=[])
+    assert not plan.activations and not plan.biases and len(plan.weights) == 3
+
+
+def test_settings_of_single_tensors() -> None:
+    target = {
+        "op_types": ["Conv2d", "Linear"],
+        "quant_dtype": "uint8",
+        "target_settings": {
+            "weight": {"quant_dtype": "int4", "granularity": "tensor"},
+            "_output_": {"quant_scheme": "symmetric"},
+            "_input_0": {"quant_dtype": "uint4"},
+        },
+    }
+    plan = plan_of(Residual(), images(), targets=[target])
+    assert {w.scheme.dtype for w in plan.weights} == {"int4"}
+    assert {w.scheme.granularity.axis for w in plan.weights} == {None}
+    assert plan.activations["one/input_0"].scheme.dtype == "uint4"
+    two = plan.activations["two/output_0"].scheme
+    assert two.dtype == "uint8" and two.symmetric
+
+
+def test_the_last_target_that_selects_a_module_holds() -> None:
+    special = {"op_names": ["head"], "target_settings": {"weight": {"quant_dtype": "int2"}}}
+    plan = plan_of(Residual(), images(), targets=[LAYERS, special])
+    assert {w.module: w.scheme.dtype for w in plan.weights} == {"one": "int8", "two": "int8", "head": "int2"}
+
+
+def test_excluded_frames_keep_their_functions_in_float() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), BasicBlock(4, 4, 1, None, 1, 64))
+    plan = plan_of(model, images(), targets=[{"exclude_op_names": ["1"]}])
+    assert set(plan.activations) == {"0/input_0", "0/output_0"}
+
+
+def test_what_follows_no_other_is_no_chain() -> None:
+    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "fuse_names": [["one", "norm"]]}])
+    assert plan.weights[0].batch_norm == "norm"
+    with pytest.raises(ConfigError, match=r"targets.0.fuse_names: norm does not read what two makes"):
+        plan_of(Residual(), images(), targets=[{**LAYERS, "fuse_names": [["two", "norm"]]}])
+    with pytest.raises(ConfigError, match="no module named 'nrom'"):
+        plan_of(Residual(), images(), targets=[{**LAYERS, "fuse_names": [["two", "nrom"]]}])
+
+
+class Scaled(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, 2 * self.weight, self.bias)
+
+
+def test_a_subclass_keeps_its_own_forward_and_is_told() -> None:
+    model = nn.Sequential(Scaled(3, 4, 3), nn.Conv2d(4, 2, 3))
+    plan = plan_of(model, images())
+    assert [weight.module for weight in plan.weights] == ["1"]
+    assert plan.unquantized == ["0: Scaled is a subclass with a forward of its own"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"op_types": ["Conv3d"]}, r"targets.0.op_types: no module of type 'Conv3d'.*did you mean 'Conv2d'"),
+        ({"op_types": ["BatchNorm2d"]}, r"targets.0: norm is BatchNorm2d, and there are quantized Conv1d"),
+        ({"op_types": ["ReLU"]}, r"relu is ReLU, which has no weight; give target_names: \[_output_\]"),
+        ({**LAYERS, "target_settings": {"weight": {"quant_scheme": "affine"}}}, "with symmetric weights"),
+        (
+            {**LAYERS, "target_settings": {"weight": {"granularity": {"axis": 7}}}},
+            r"a tensor of shape \(4, 3, 3, 3\) has no dimension 7",
+        ),
+    ],
+)
+def test_what_can_not_be_placed(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(Residual(), images(), targets=[target])
+
+
+def test_what_the_runtime_has_no_kernel_for_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 3))
+    target = {"op_types": ["Conv2d", "ConvTranspose2d"]}
+    with pytest.raises(ConfigError, match="targets.0: 1: onnxruntime_x86 has no integer kernel for ConvTranspose2d"):
+        plan_of(model, images(), targets=[target])
+    assert len(plan_of(model, images(), targets=[target], backend="none").weights) == 2
+    assert plan_of(model, images()).unquantized == ["1: onnxruntime_x86 has no integer kernel for ConvTranspose2d"]
+
+
+def test_an_output_of_a_module_without_weights() -> None:
+    plan = plan_of(Residual(), images(), targets=[{"op_names": ["pool"], "target_names": ["_output_"]}], functions=[])
+    assert set(plan.activations) == {"pool/output_0"}
+
+
+class Detour(nn.Module):
+    """Adds in evaluation only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(y) if self.training else self.two(y + x)
+
+
+def test_a_forward_that_differs_in_training_is_found_out() -> None:
+    model = Detour()
+    settings = QuantizerSettings.from_targets([{}])
+    plan = make_plan(model, settings, record(model, (images(),), {}))
+    attached = Attached(model, build_quantizers(model, plan, settings))
+    try:
+        with pytest.raises(UserError, match=r"/add_0/input_1 .and 1 more. is not reached in training mode"):
+            attached.prove((images(),), {})
+    finally:
+        attached.remove()
+
+
+TYPES = {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "Embedding"}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_architecture_is_reached_stays_near_and_is_left_as_it_was(name: str) -> None:
+    model, (args, kwargs) = ZOO[name]()
+    types = sorted({type(module).__name__ for module in model.modules()} & TYPES)
+    settings = QuantizerSettings.from_targets([{"op_types": types}], backend="none")
+    keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
+    with torch.no_grad():
+        before = _tensors(model(*args, **kwargs))
+    plan = make_plan(model, settings, record(model, args, kwargs))
+    swappable = [n for n, m in model.named_modules() if type(m) in SWAPS]
+    assert set(plan.layers) == set(swappable)
+    quantizers = build_quantizers(model, plan, settings)
+    attached = Attached(model, quantizers)
+    attached.prove(args, kwargs)
+    for key in keys:
+        assert key in model.state_dict()
+    with torch.no_grad():
+        for found, want in zip(_tensors(model(*args, **kwargs)), before, strict=True):
+            assert torch.equal(found, want)  # nothing is simulated yet
+    attached.remove()
+    assert list(model.state_dict()) == keys and [type(module) for module in model.modules()] == classes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value
+    return [tensor for part in values for tensor in _tensors(part)]

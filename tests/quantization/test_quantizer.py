@@ -1,0 +1,453 @@
+"""The quantizer from end to end: what it calibrates, trains, leaves behind and resumes."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from nnicompress.errors import InputErrors, UserError
+from nnicompress.evaluators.loop import TrainingLoop
+from nnicompress.evaluators.torch_evaluator import TorchEvaluator
+from nnicompress.evaluators.training_step import SupervisedStep
+from nnicompress.events import Event, StepDone
+from nnicompress.quantization.attach import simulated, without_quantizers
+from nnicompress.quantization.fake_quantize import fake_quantize
+from nnicompress.quantization.quantizer import Quantizer
+from nnicompress.quantization.result import QuantizationResult
+from nnicompress.trace import trace
+
+BATCHES = 6
+
+
+class Net(nn.Module):
+    """Convolution, batch norm, a residual add, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.block, self.head = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = (x + self.middle(x)).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+def make_net(cls: type[Net] = Net) -> Net:
+    torch.manual_seed(0)
+    return cls()
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(BATCHES, 8, 2, 6, 6, generator=generator)
+    return [(x, (x.mean(dim=(1, 2, 3)) > 0).long()) for x in images]
+
+
+def loop(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+    model.train()
+    steps = 0
+    for _ in range(max_epochs or 10**9):
+        for batch in batches():
+            optimizers.zero_grad()
+            step(batch, model).backward()
+            optimizers.step()
+            steps += 1
+            if steps == max_steps:
+                return
+
+
+def training_step(batch: Any, model: nn.Module) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def make_evaluator(model: nn.Module) -> TorchEvaluator:
+    return TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9), training_step)
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "observed": {},
+    "lsq": {"method": "lsq"},
+    "lsq_plus": {"method": "lsq_plus"},
+    "dorefa": {"method": "dorefa", "gradient_bits": 6},
+    "bnn": {"method": "bnn", "backend": "none"},
+}
+FOUR_BITS = {"target_settings": {"weight": {"quant_dtype": "int4"}}}
+
+
+def compressed(model: nn.Module, **settings: Any) -> QuantizationResult:
+    length = {} if settings.get("trains") is False else {"max_steps": settings.pop("max_steps", 8)}
+    target = settings.pop("target", FOUR_BITS)
+    settings.setdefault("calibration_steps", 3)
+    return Quantizer([target], make_evaluator(model), **settings).compress(model, **length)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_left_on_the_model(method: str) -> None:
+    model = make_net()
+    keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
+    parameters = [id(parameter) for parameter in model.parameters()]
+    result = compressed(model, **METHODS[method])
+    assert list(model.state_dict()) == keys and [type(module) for module in model.modules()] == classes
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert {"stem/weight", "block/weight", "head/weight"} <= result.tensors.keys()
+
+
+class Watched(Quantizer):
+    """Keeps the outputs of the simulated model, as it is when the training ends."""
+
+    def _result(self, plan: Any) -> QuantizationResult:
+        model = self.evaluator.model.eval()
+        with torch.no_grad():
+            self.outputs = model(batches()[0][0])
+        return super()._result(plan)
+
+
+@pytest.mark.parametrize("method", ["observed", "lsq", "lsq_plus", "dorefa"])
+def test_the_result_simulates_the_trained_model_bit_for_bit(method: str) -> None:
+    model = make_net()
+    quantizer = Watched([FOUR_BITS], make_evaluator(model), calibration_steps=3, **METHODS[method])
+    result = quantizer.compress(model, max_steps=8)
+    model.eval()
+    x = batches()[0][0]
+    with torch.no_grad():
+        plain = model(x)
+        with simulated(model, result):
+            assert torch.equal(model(x), quantizer.outputs)
+        assert torch.equal(model(x), plain) and not torch.equal(plain, quantizer.outputs)
+
+
+def test_simulation_is_the_formula() -> None:
+    """A network of one layer, quantized by hand."""
+    model = nn.Sequential(nn.Linear(4, 3))
+    nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def one(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+        optimizers.zero_grad()
+        step(x, model).backward()
+        optimizers.step()
+
+    def loss(batch: Any, model: nn.Module) -> Tensor:
+        return model(batch).square().mean()
+
+    evaluator = TorchEvaluator(one, trace(torch.optim.SGD)(model.parameters(), lr=0.1), loss)
+    result = Quantizer([{}], evaluator, observer="min_max", calibration_steps=1, trains=False).compress(model)
+    weight, data = result.tensors["0/weight"], result.tensors["0/input_0"]
+    torch.testing.assert_close(weight.scale, model[0].weight.detach().abs().amax(dim=1) / 127)
+    torch.testing.assert_close(data.scale, (x.max() - x.min()) / 255)
+    torch.testing.assert_close(result.tensors["0/bias"].scale, data.scale * weight.scale)
+    w = fake_quantize(model[0].weight, weight.scale, weight.zero_point, -127, 127, 0)
+    a = fake_quantize(x, data.scale, data.zero_point, 0, 255)
+    step = data.scale * weight.scale
+    b = torch.round(model[0].bias / step) * step
+    with simulated(model, result):
+        torch.testing.assert_close(model(x), a @ w.t() + b)
+
+
+def test_calibration_without_training_moves_no_weight_and_quantizes_well() -> None:
+    model = make_net()
+    compressed(model, max_steps=12)  # some training, so that there is something to keep
+    before = copy.deepcopy(model.state_dict())
+    result = compressed(model, trains=False, target={}, calibration_steps=BATCHES)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    model.eval()
+    x = torch.cat([x for x, _ in batches()])
+    with torch.no_grad():
+        plain = model(x)
+        with simulated(model, result):
+            quantized = model(x)
+    noise, signal = (quantized - plain).pow(2).mean(), plain.pow(2).mean()
+    assert noise < 1e-3 * signal  # 8 bits: better than 30 dB
+    assert not torch.equal(quantized, plain)
+
+
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "entropy", "percentile", "mse"])
+def test_ranges_by_every_observer_are_within_the_values(observer: str) -> None:
+    model = make_net()
+    result = compressed(
+        model, trains=False, target={}, calibration_steps=BATCHES, observer={"name": observer, "percentile": 99.0}
+    )
+    x = torch.stack([x for x, _ in batches()])
+    low, high = x.min().item(), x.max().item()
+    data = result.tensors["stem/input_0"]
+    found = (-data.zero_point * data.scale).item(), ((255 - data.zero_point) * data.scale).item()
+    step = data.scale.item()
+    if observer == "min_max":
+        assert found == pytest.approx((low, high), abs=step)
+    elif observer == "moving_average":
+        want_low, want_high = x[0].min().item(), x[0].max().item()
+        for batch in x[1:]:
+            want_low += 0.1 * (batch.min().item() - want_low)
+            want_high += 0.1 * (batch.max().item() - want_high)
+        assert found == pytest.approx((want_low, want_high), abs=step)
+    elif observer == "percentile":
+        ends = torch.quantile(x.flatten(), torch.tensor([0.005, 0.995])).tolist()
+        assert found == pytest.approx(ends, abs=(high - low) / 2048 + step)
+    else:
+        assert low - step <= found[0] < 0 < found[1] <= high + step
+
+
+def test_bias_correction_restores_the_mean_output() -> None:
+    """With three-bit weights the mean over the calibration's batches is that of the float layer again."""
+    target = {"target_names": ["weight", "bias"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
+    x = torch.cat([x for x, _ in batches()])
+    shifts = {}
+    for correct in (False, True):
+        model = make_net().eval()
+        with torch.no_grad():
+            wanted = model.norm(model.stem(x)).mean(dim=(0, 2, 3))
+        result = compressed(
+            model, trains=False, target=target, functions=[], bias_correction=correct, calibration_steps=BATCHES
+        )
+        model.eval()
+        with torch.no_grad(), simulated(model, result):
+            shifts[correct] = (model.norm(model.stem(x)).mean(dim=(0, 2, 3)) - wanted).abs().max().item()
+    assert shifts[True] < 1e-5 < 1e-3 < shifts[False]
+
+
+class Steps(Quantizer):
+    """Writes down, after each step, the switches and a range."""
+
+    seen: list[tuple[int, bool, bool, float]]
+
+    def _switch(self, step: int) -> None:
+        super()._switch(step)
+        quantizer = self._quantizers["stem/input_0"]
+        self.seen.append((step, quantizer.simulating, quantizer.observing, quantizer.scale.item()))
+
+
+def test_the_schedule() -> None:
+    model = make_net()
+    schedule = {"simulate_from": 2, "observe_until": 4, "freeze_batch_norm_at": 3}
+    quantizer = Steps([{}], make_evaluator(model), calibration_steps=2, schedule=schedule)
+    quantizer.seen = []
+    statistics: list[Tensor] = []
+    handle = quantizer.evaluator.after_step(lambda event: statistics.append(model.norm.running_mean.clone()))
+    quantizer.compress(model, max_steps=6)
+    handle.remove()
+    assert [(s, sim, obs) for s, sim, obs, _ in quantizer.seen] == [
+        (0, False, True), (1, False, True), (2, True, True), (3, True, True), (4, True, False), (5, True, False),
+        (6, True, False),
+    ]  # fmt: skip
+    scales = [scale for *_, scale in quantizer.seen]
+    assert len(set(scales[:5])) == 5 and len(set(scales[4:])) == 1  # ranges follow the values until step 4
+    trained = statistics[-6:]  # the calibration's steps come first
+    assert not torch.equal(trained[1], trained[2]) and all(torch.equal(s, trained[2]) for s in trained[3:])
+    assert model.norm.training
+
+
+class Killed(Exception):
+    pass
+
+
+def resumable(method: str, stop_at: int | None, state: Any = None) -> tuple[dict[str, Tensor], Any]:
+    """The trained weights and the ranges; or, killed after `stop_at` steps, what was saved there."""
+    model = make_net()
+    saved: dict[str, Any] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == stop_at:
+            saved["weights"] = {k: v.clone() for k, v in without_quantizers(model.state_dict()).items()}
+            saved["quantizer"], saved["evaluator"] = quantizer.state_dict(), evaluator.state_dict()
+            raise Killed
+
+    def loader(seed: int) -> Any:
+        samples = [pair for x, y in batches() for pair in zip(x, y, strict=True)]
+        return DataLoader(samples, 8, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+    evaluator = TorchEvaluator(
+        TrainingLoop(loader, seed=3, validate_every=0),
+        trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9),
+        SupervisedStep(nn.CrossEntropyLoss()),
+        listener=listen,
+    )
+    schedule = {"freeze_batch_norm_at": 6, "observe_until": 7}
+    quantizer = Quantizer([FOUR_BITS], evaluator, calibration_steps=3, schedule=schedule, **METHODS[method])
+    torch.manual_seed(5)
+    if state is not None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        state = torch.load(buffer, weights_only=True)
+        model.load_state_dict(state["weights"])
+        quantizer.load_state_dict(state["quantizer"])
+        evaluator.load_state_dict(state["evaluator"])
+    try:
+        result = quantizer.compress(model, max_steps=9)
+    except Killed:
+        return {}, saved
+    ranges = {f"{place}.{kind}": getattr(tensor, kind) for place, tensor in result.tensors.items()
+              for kind in ("scale", "zero_point")}  # fmt: skip
+    return {**model.state_dict(), **ranges}, None
+
+
+@pytest.mark.parametrize("stop_at", [4, 7])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_training_ends_with_the_same_bits(method: str, stop_at: int) -> None:
+    want, _ = resumable(method, None)
+    _, state = resumable(method, stop_at)
+    assert state["quantizer"]["step"] == stop_at
+    found, _ = resumable(method, None, state)
+    assert found.keys() == want.keys() and len(want) > 10
+    for name, tensor in want.items():
+        assert torch.equal(found[name], tensor), name
+
+
+class Checkpointed(Net):
+    """Computes its middle again in the backward pass."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return checkpoint(self.block, x, use_reentrant=False) if self.training else self.block(x)
+
+
+@pytest.mark.parametrize("method", ["observed", "lsq"])
+def test_gradient_checkpointing_changes_nothing(method: str) -> None:
+    want, got = make_net(), make_net(Checkpointed)
+    one, other = compressed(want, **METHODS[method]), compressed(got, **METHODS[method])
+    for place, tensor in one.tensors.items():
+        assert torch.equal(other.tensors[place].scale, tensor.scale), place
+    for name, value in want.state_dict().items():
+        assert torch.equal(got.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_models(method: str) -> None:
+    model = make_net().to(torch.bfloat16)
+
+    def step(batch: Any, model: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0].to(torch.bfloat16)).float(), batch[1])
+
+    evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.05), step)
+    result = Quantizer([FOUR_BITS], evaluator, calibration_steps=2, **METHODS[method]).compress(model, max_steps=4)
+    for place, tensor in result.tensors.items():
+        assert tensor.scale.dtype == torch.float32 and torch.isfinite(tensor.scale).all(), place
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+def test_a_folded_batch_norm_is_in_the_weights_range() -> None:
+    model = make_net()
+    target = {"target_settings": {"weight": {"granularity": "tensor"}}}
+    result = compressed(model, target=target, fold_batch_norm=True)
+    assert result.folded == {"stem/weight": "norm"}
+    factor = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+    folded = model.stem.weight * factor.reshape(-1, 1, 1, 1)
+    assert result.tensors["stem/weight"].scale.item() == pytest.approx(folded.abs().max().item() / 127, rel=1e-5)
+    plain = compressed(make_net(), target=target)
+    assert plain.folded == {} and plain.tensors["stem/weight"].scale != result.tensors["stem/weight"].scale
+
+
+def test_check_changes_nothing_and_says_what_would_be_quantized() -> None:
+    model = make_net()
+    before = copy.deepcopy(model.state_dict())
+    plan = Quantizer([{}], make_evaluator(model)).check(model)
+    assert plan.layers == ["stem", "block", "head"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_error_in_training_leaves_the_model_as_it_was() -> None:
+    model = make_net()
+    keys = list(model.state_dict())
+
+    def broken(batch: Any, model: nn.Module) -> Tensor:
+        if any("quantizers" in key for key in model.state_dict()):
+            raise ZeroDivisionError
+        return training_step(batch, model)
+
+    evaluator = TorchEvaluator(
+        loop, trace(torch.optim.SGD)(model.parameters(), lr=0.05), broken, dummy_input=batches()[0][0]
+    )
+    with pytest.raises(ZeroDivisionError):
+        Quantizer([{}], evaluator).compress(model, max_steps=2)
+    assert list(model.state_dict()) == keys and type(model.stem) is nn.Conv2d
+
+
+def test_a_simulated_model_can_be_copied() -> None:
+    model = make_net()
+    quantizer = Quantizer([FOUR_BITS], make_evaluator(model), calibration_steps=2)
+    result = quantizer.compress(model, max_steps=2)
+    model.eval()
+    x = batches()[0][0]
+    with torch.no_grad(), simulated(model, result):
+        want = model(x)
+        other = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(other(x), want)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "lqs"}, "no method named 'lqs'; did you mean 'lsq'"),
+        ({"observer": "histogramm"}, "no observer named 'histogramm'"),
+        ({"method": "bnn"}, "onnxruntime_x86 can't run in integers; set backend: none"),
+        ({"gradient_bits": 4}, "gradient_bits belongs to dorefa, and the method is observed"),
+        ({"bias_correction": True}, "needs trains: false"),
+        ({"functions": ["ad"]}, "no function named 'ad'; did you mean 'add'"),
+        ({"calibration_steps": 0}, "calibration_steps"),
+        ({"weight_observer": "entropy"}, "weight_observer is one of min_max, mse"),
+        ({"shedule": {}}, "shedule: unknown key; did you mean 'schedule'"),
+        ({"method": "dorefa"}, "dorefa's weights need a quant_dtype of 2 to 7 bits"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputErrors, match=message):
+        Quantizer([{}], make_evaluator(make_net()), **settings)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"quant_dtype": "int16"}, "targets.0.quant_dtype: no quant_dtype named 'int16'"),
+        ({"granularity": "chanel"}, "no granularity named 'chanel'; did you mean 'channel'"),
+        ({"granularity": {"axis": 1, "blocksize": 4}}, "unknown key; did you mean 'block_size'"),
+        ({"granularity": "channel"}, "runs activations in integers with one scale a tensor"),
+        ({"target_names": ["weight"], "granularity": {"axis": 1, "block_size": 4}}, "no integer kernels for blocks"),
+        ({"target_names": []}, "target_names is empty"),
+        ({"target_names": ["weight"], "target_settings": {"weigth": {}}}, "did you mean 'weight'"),
+        ({"op_typs": ["Linear"]}, "targets.0.op_typs: unknown key; did you mean 'op_types'"),
+        ({"op_names_re": ["("]}, "is not a regular expression"),
+        ({"fuse_names": ["conv"]}, "is no list of module names"),
+    ],
+)
+def test_wrong_targets(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputErrors, match=message):
+        Quantizer([target], make_evaluator(make_net()))
+
+
+def test_what_the_evaluator_lacks_is_named() -> None:
+    with pytest.raises(UserError, match="the observed quantizer needs .*to follow the model's values"):
+        Quantizer([{}], TorchEvaluator()).compress(make_net())
+    with pytest.raises(UserError, match="settings say trains: false"):
+        Quantizer([{}], make_evaluator(make_net()), trains=False).compress(make_net(), max_steps=3)
+
+
+def test_a_state_of_other_settings_is_refused() -> None:
+    model = make_net()
+    quantizer = Quantizer([{"op_types": ["Linear"]}], make_evaluator(model), calibration_steps=2)
+    quantizer.compress(model, max_steps=2)
+    other = Quantizer([{}], make_evaluator(model), calibration_steps=2)
+    other.load_state_dict(quantizer.state_dict())
+    with pytest.raises(UserError, match="the quantizer's state is for other settings or another model"):
+        other.compress(model, max_steps=2)
+
+
+def test_a_module_that_has_quantizers_of_its_own_is_refused() -> None:
+    model = make_net()
+    model.block.quantizers = nn.Identity()
+    with pytest.raises(UserError, match="module 'block' has an attribute 'quantizers' already"):
+        compressed(model)
+    assert type(model.stem) is nn.Conv2d and not hasattr(model.stem, "quantizers")
