@@ -260,11 +260,9 @@ class _Validation:
             if own is None and self.values.get("compressor") is None:
                 self.add(key, f"{name} needs a compressor: add compressor=NAME (ls compressor lists them)")
             elif compressor is not None and compressor.kind != COMPRESSES[name]:
-                self.add(
-                    key if own is None else compressor_key,
-                    f"{name} takes a {COMPRESSES[name]}, and {compressor_key} is a {compressor.kind}"
-                    + (f"; give the stage its own: stages.{name}.compressor" if own is None else ""),
-                )
+                instead = f"; give the stage its own, stages.{name}.compressor" if own is None else ""
+                text = f"{name} takes a {COMPRESSES[name]}, and this is a {compressor.kind}{instead}"
+                self.add(f"{compressor_key}.kind", text)
             if isinstance(compressor, QuantizerSettings) and isinstance(settings, QuantizeSettings):
                 self.training_length(key, compressor, settings)
         objects = self.resolved.stage_objects[name]
