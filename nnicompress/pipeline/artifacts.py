@@ -9,7 +9,7 @@ import torch
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, ModelInput
-from nnicompress.export.comparison import cpu_copy, on_device
+from nnicompress.export.comparison import cpu_copy
 from nnicompress.export.divergence import first_divergence
 from nnicompress.export.formats import FORMATS
 from nnicompress.export.integer_coverage import FloatOperator
@@ -17,6 +17,7 @@ from nnicompress.measure.file_memory import onnx_memory
 from nnicompress.measure.latency import forward_call
 from nnicompress.measure.size import bytes_of
 from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, SPLIT, Context, Exported
+from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import EvaluateSettings
 from nnicompress.pipeline.timing import batch_sizes, time_calls
 from nnicompress.quantization.frozen import FrozenModel
@@ -28,13 +29,15 @@ ROUNDING_STEPS = 1
 """How far an integer may be off by rounding alone."""
 
 
-def measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateSettings, name: str) -> ArtifactRecord:
-    """The exported file beside the baseline, exported the same way; the baseline's file does not outlive this."""
+def measure_artifact(context: Context, plan: StagePlan, evaluator: Evaluator, name: str) -> ArtifactRecord:
+    """The file of format `name` beside the baseline, exported the same way; the baseline's does not outlive this."""
+    settings = plan.settings
+    assert isinstance(settings, EvaluateSettings)
     form = FORMATS[name]
     exported = context.exported[name]
     served, baseline = exported.loaded, cpu_copy(context.phases[0].model)
-    with evaluator.bound(context.model):
-        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    sizes = batch_sizes(context, settings)
+    example, batch, *timed = context.inputs(plan, EXPORT_BATCH_SIZE, context.job.batch_size, *sizes, device="cpu")
     baseline_file = context.folder / f"baseline-{form.file}"
     form.export(baseline, example, baseline_file)
     reference = form.load(baseline_file, baseline, example).eval()
@@ -42,12 +45,10 @@ def measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateS
     for model in (served, reference):
         with evaluator.bound(model):
             accuracies.append(evaluator.evaluate(SPLIT)["default"])
-    inputs = _on_cpu(context, evaluator, context.job.batch_size)
-    compare_metric(accuracies[0], context, settings, exported, runtime=form.runtime, inputs=inputs)
+    compare_metric(accuracies[0], context, settings, exported, runtime=form.runtime, inputs=batch)
     latency: tuple[LatencyRecord, ...] = ()
     baseline_latency: tuple[LatencyRecord, ...] = ()
-    for size in batch_sizes(context, settings):
-        inputs = _on_cpu(context, evaluator, size)
+    for size, inputs in zip(sizes, timed, strict=True):
         calls = {"served": forward_call(served, inputs), "baseline": forward_call(reference, inputs)}
         records = time_calls(calls, size, context, settings)
         latency += (records["served"],)
@@ -55,8 +56,7 @@ def measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateS
     baseline_bytes = bytes_of(baseline_file)
     memory: list[int | None] = [None, None]
     if settings.memory and name in MEMORY:
-        inputs = _on_cpu(context, evaluator, context.job.batch_size)
-        memory = [MEMORY[name](file, inputs, torch.get_num_threads()) for file in (exported.path, baseline_file)]
+        memory = [MEMORY[name](file, batch, torch.get_num_threads()) for file in (exported.path, baseline_file)]
     baseline_file.unlink()
     coverage = None
     if context.quantization is not None and form.coverage is not None:
@@ -77,11 +77,6 @@ def measure_artifact(context: Context, evaluator: Evaluator, settings: EvaluateS
         integer={} if coverage is None else dict(coverage.integer),
         floating=() if coverage is None else _by_reason(coverage.floating),
     )
-
-
-def _on_cpu(context: Context, evaluator: Evaluator, size: int) -> ModelInput:
-    with evaluator.bound(context.model):
-        return on_device(evaluator.example_inputs(size), "cpu")
 
 
 def _by_reason(operators: Iterable[FloatOperator]) -> tuple[FloatOperatorsRecord, ...]:

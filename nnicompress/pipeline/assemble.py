@@ -118,9 +118,7 @@ def _phases(context: Context) -> tuple[PhaseRecord, ...]:
 
 def _macs(context: Context, phase: Phase) -> int | None:
     """Multiply-accumulates of one sample: of a batch of two, halved, because some forwards refuse a batch of one."""
-    evaluator = context.job.stages[-1].build_evaluator(context.listener)
-    with evaluator.bound(phase.network):
-        args, kwargs = context.inputs(evaluator, 2)
+    ((args, kwargs),) = context.inputs(context.job.stages[-1], 2)
     try:
         return count_macs(phase.network, args, kwargs).total // 2
     except (JobError, RuntimeError) as error:

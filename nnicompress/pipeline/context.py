@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nnicompress.evaluators.contract import Evaluator, ModelInput
+from nnicompress.evaluators.contract import ModelInput
 from nnicompress.events import Listener
 from nnicompress.export.comparison import on_device
 from nnicompress.pipeline.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.run_dir import RunFolder
 from nnicompress.pipeline.stopping import Stop
 from nnicompress.pipeline.weights import WEIGHTS, load_weights, save_weights
+from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.report.curves import CurveRecorder
 
 if TYPE_CHECKING:
@@ -110,9 +111,15 @@ class Context:
         model = copy.deepcopy(self.model).eval()
         self.phases.append(Phase(name, label, self.masked, model, model if network is None else network, size))
 
-    def inputs(self, evaluator: Evaluator, batch_size: int) -> ModelInput:
-        """Real inputs of the model on the job's device."""
-        return on_device(evaluator.example_inputs(batch_size), self.device)
+    def inputs(self, plan: StagePlan, *batch_sizes: int, device: torch.device | str | None = None) -> list[ModelInput]:
+        """Real inputs of the model, a batch of each size, on the job's device or another.
+
+        They are those of the network in float: an evaluator can begin a training of that one.
+        """
+        evaluator = plan.build_evaluator(self.listener)
+        with evaluator.bound(self.phases[-1].network if isinstance(self.model, FrozenModel) else self.model):
+            found = [evaluator.example_inputs(size) for size in batch_sizes]
+        return [on_device(inputs, self.device if device is None else device) for inputs in found]
 
 
 @dataclass(frozen=True)

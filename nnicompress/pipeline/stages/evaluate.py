@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from nnicompress import distributed
-from nnicompress.evaluators.contract import Evaluator
 from nnicompress.measure.latency import forward_call
 from nnicompress.measure.memory import peak_memory
 from nnicompress.pipeline.artifacts import measure_artifact
@@ -29,15 +28,14 @@ def run(context: Context, plan: StagePlan) -> Facts:
             phase.accuracy = evaluator.evaluate(SPLIT)["default"]
             phase.validation = evaluator.evaluate("validation")["default"]
         phase.model.eval()
-    latencies = _latency_of_phases(context, evaluator, settings)
+    latencies = _latency_of_phases(context, plan, settings)
+    (batch,) = context.inputs(plan, context.job.batch_size)
     for phase in context.phases:
         phase.latency = latencies[phase.name]
         if settings.memory and phase.timed:
-            with evaluator.bound(phase.model):
-                inputs = context.inputs(evaluator, context.job.batch_size)
-            phase.peak_memory = distributed.from_main(partial(peak_memory, phase.model, inputs))
+            phase.peak_memory = distributed.from_main(partial(peak_memory, phase.model, batch))
     for name in context.exported:
-        context.artifacts.append(measure_artifact(context, evaluator, settings, name))
+        context.artifacts.append(measure_artifact(context, plan, evaluator, name))
     measured = Measurements(
         phases={
             phase.name: PhaseMeasurements(
@@ -65,13 +63,12 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
 
 
 def _latency_of_phases(
-    context: Context, evaluator: Evaluator, settings: EvaluateSettings
+    context: Context, plan: StagePlan, settings: EvaluateSettings
 ) -> dict[str, tuple[LatencyRecord, ...]]:
     found: dict[str, tuple[LatencyRecord, ...]] = {phase.name: () for phase in context.phases}
     timed = [phase for phase in context.phases if phase.timed]
-    for size in batch_sizes(context, settings):
-        with evaluator.bound(timed[-1].model):
-            inputs = context.inputs(evaluator, size)
+    sizes = batch_sizes(context, settings)
+    for size, inputs in zip(sizes, context.inputs(plan, *sizes), strict=True):
         calls = {phase.name: forward_call(phase.model.eval(), inputs) for phase in timed}
         for name, record in time_calls(calls, size, context, settings).items():
             found[name] += (record,)

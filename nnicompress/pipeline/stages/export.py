@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnicompress.export.comparison import compare_outputs, cpu_copy, on_device
+from nnicompress.export.comparison import compare_outputs, cpu_copy
 from nnicompress.export.formats import FORMATS
 from nnicompress.export.inference import write_inference_files
 from nnicompress.export.plain import FOLDER, save_plain
@@ -20,10 +20,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
         FORMATS[name].require()
     write_plain(context, plan)
     model = cpu_copy(context.model)
-    evaluator = plan.build_evaluator(context.listener)
-    with evaluator.bound(context.model):
-        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
-        checks = [on_device(evaluator.example_inputs(size), "cpu") for size in CHECK_BATCH_SIZES]
+    example, *checks = context.inputs(plan, EXPORT_BATCH_SIZE, *CHECK_BATCH_SIZES, device="cpu")
     facts: Facts = {}
     for name in plan.settings.formats:
         form = FORMATS[name]
@@ -38,9 +35,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
 
 def write_plain(context: Context, plan: StagePlan) -> None:
     """Write `model/`. The recipe's own words for the model go into its description."""
-    evaluator = plan.build_evaluator(context.listener)
-    with evaluator.bound(context.model):
-        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    (example,) = context.inputs(plan, EXPORT_BATCH_SIZE, device="cpu")
     job, folder = context.job, context.folder / f".{FOLDER}.partial"
     save_plain(cpu_copy(context.model), job.build_model, job.resolved_config["model"], example, folder)
     write_inference_files(job.data, folder)
@@ -51,9 +46,7 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
     """The files as they lie in the run's folder, loaded again."""
     assert isinstance(plan.settings, ExportSettings)
     model = cpu_copy(context.model)
-    evaluator = plan.build_evaluator(context.listener)
-    with evaluator.bound(context.model):
-        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    (example,) = context.inputs(plan, EXPORT_BATCH_SIZE, device="cpu")
     for name in plan.settings.formats:
         file = context.run.path / FORMATS[name].file
         loaded = FORMATS[name].load(file, model, example).eval()

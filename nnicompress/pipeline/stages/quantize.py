@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-from nnicompress.export.comparison import on_device
 from nnicompress.measure.size import bytes_of_weights
 from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, Context, Facts
 from nnicompress.pipeline.job import StagePlan
@@ -49,9 +48,7 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
 def _freeze(context: Context, plan: StagePlan, result: QuantizationResult, size: int) -> None:
     """Keep the simulation and the frozen model as phases, and go on with the frozen one."""
     context.quantization = result
-    evaluator = plan.build_evaluator(context.listener)
-    with evaluator.bound(context.model):
-        example = on_device(evaluator.example_inputs(EXPORT_BATCH_SIZE), "cpu")
+    (example,) = context.inputs(plan, EXPORT_BATCH_SIZE, device="cpu")
     network = copy.deepcopy(context.model).eval()
     with simulated(context.model, result):
         context.remember("quantized", "fake-quantized", size, network=network)

@@ -38,9 +38,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
         )
     masked = context.model
     compact = shrink(masked, pruning.groups, pruning.removal)
-    evaluator = plan.build_evaluator(context.listener)
-    with evaluator.bound(masked):
-        batches = [context.inputs(evaluator, size) for size in PROOF_BATCH_SIZES]
+    batches = context.inputs(plan, *PROOF_BATCH_SIZES)
     context.proof = prove(masked, compact, pruning.groups, pruning.removal, batches)
     count = plan.settings.recalibrate_batches
     recalibrated = recalibrate_batch_norm(compact, training_inputs(context, count)) if count else 0
