@@ -52,7 +52,7 @@ def test_a_right_recipe_is_described() -> None:
     assert [stage.name for stage in report.stages] == ["train", "prune", "shrink", "finetune", "export", "evaluate"]
     assert [capability for capability, _ in report.stages[1].needs] == ["example_inputs", "iterate"]
     (match,) = report.targets
-    assert (match.key, match.sparse_ratio, match.granularity) == ("compressor.targets.convs", 0.4, "output_channel")
+    assert (match.key, match.what) == ("compressor.targets.convs", "output_channel, sparse_ratio 0.4")
     assert match.modules == tuple(n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d))
 
 
