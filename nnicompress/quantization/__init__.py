@@ -1,0 +1,1 @@
+"""Quantization: numbers of a few bits, simulated in training."""
