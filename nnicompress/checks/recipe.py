@@ -23,7 +23,7 @@ from nnicompress.checks.probe import (
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
-from nnicompress.config.schema import RecipeSettings, examine
+from nnicompress.config.schema import RecipeSettings, RecipeStage, examine
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, InputErrors, UserError
@@ -41,6 +41,8 @@ from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
 from nnicompress.pruning.targets import select
 from nnicompress.report.loggers import require_packages
+from nnicompress.sensitivity.pruned import requirements
+from nnicompress.sensitivity.settings import SensitivitySettings
 from nnicompress.shrink.description import storable
 
 if TYPE_CHECKING:
@@ -206,6 +208,8 @@ class _Check:
         for key, settings in self.examined.compressors.items():
             for name, target in settings.targets.items():
                 where = f"{key}.targets.{name}"
+                if _has_missing(target.model_dump(mode="json")):  # an interpolation that leads nowhere: told already
+                    continue
                 selection = self.attempt(where, select, model, target, key=where)
                 if selection is not None:
                     granularity = settings.granularity_of(target)
@@ -268,7 +272,7 @@ class _Check:
                     "masks; leave shrink out, or set granularity: output_channel",
                     "stages.shrink",
                 )
-            asked = _needs(stage.name, stage.compressor)
+            asked = _needs(stage)
             if not asked:
                 continue
             evaluator = self.attempt("evaluator", evaluators.of_stage(stage.name), silent)
@@ -341,14 +345,16 @@ _GIVEN_BY = {
 """Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
 
 
-def _needs(stage: str, compressor: PrunerSettings | None) -> tuple[tuple[str, str], ...]:
-    if compressor is not None:
-        return tuple(Pruner.requirements(compressor))
+def _needs(stage: RecipeStage) -> tuple[tuple[str, str], ...]:
+    if stage.compressor is not None:
+        return tuple(Pruner.requirements(stage.compressor))
+    if isinstance(stage.settings, SensitivitySettings):
+        return requirements(stage.settings)
     return {
         "train": (("train", "to train the model"),),
         "finetune": (("train", "to train the model"),),
         "evaluate": (("evaluate", "to measure the model"),),
-    }.get(stage, ())
+    }.get(stage.name, ())
 
 
 def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
@@ -360,7 +366,7 @@ def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
             words = [
                 f"{pruner.importance.name} importance, {pruner.allocation.name} allocation, {pruner.schedule.name}"
             ]
-        yield StageCheck(stage.name, ", ".join(words), _needs(stage.name, stage.compressor))
+        yield StageCheck(stage.name, ", ".join(words), _needs(stage))
 
 
 def _has_missing(node: Any) -> bool:
