@@ -106,20 +106,18 @@ def only_stages(composed: Composed, kept: Sequence[str], added: str) -> None:
     """Leave a recipe its stages `kept` and `added`, the last (made where missing), without compressor and bounds.
 
     The folder is another one than that of the recipe's own run, whose stages are not ours to remove: `FOLDER-<added>`
-    where one was given, else `runs/<recipe>-<added>-<8 hexadecimal digits of the settings that remain>`.
+    where one was given, else `runs/<recipe>-<added>-<8 hexadecimal digits of the settings>`, those of `added` left out:
+    it changes nothing of what the stages before it leave.
     """
     config, recipe = composed.config, composed.origin.recipe
     given = config.run_dir if config.run_dir != _automatic_folder(config, recipe) else None
+    stages = config.get("stages")
+    items = dict(stages.items_ex(resolve=False)) if isinstance(stages, DictConfig) else {}
+    before = {name: stage for name, stage in items.items() if name in kept}
     with open_dict(config):
-        stages = config.get("stages")
-        items = {} if not isinstance(stages, DictConfig) else dict(stages.items_ex(resolve=False))
-        config.stages = {
-            **{name: stage for name, stage in items.items() if name in kept},
-            added: {} if items.get(added) is None else items[added],
-        }
-        config.compressor = None
-        config.expected = {}
+        config.compressor, config.expected, config.stages = None, {}, before
         config.run_dir = _automatic_folder(config, f"{recipe}-{added}") if given is None else f"{given}-{added}"
+        config.stages = {**before, added: {} if items.get(added) is None else items[added]}
 
 
 @contextmanager

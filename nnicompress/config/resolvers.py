@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-SENSITIVE = "nnicompress.sensitive"
+SENSITIVE, DROPS = "nnicompress.sensitive", "nnicompress.drops"
 
 
 def sensitive(file: str, max_drop: float | None = None) -> list[str]:
@@ -22,6 +22,14 @@ def sensitive(file: str, max_drop: float | None = None) -> list[str]:
     return read(Path(file).expanduser()).exclusions(max_drop)
 
 
+def drops(file: str) -> dict[str, dict[str, float]]:
+    """`${nnicompress.drops:FILE}`: what each layer costs at each ratio, for the allocation `sensitivity`."""
+    from nnicompress.sensitivity.result import read
+
+    return read(Path(file).expanduser()).curves()
+
+
 def register() -> None:
     """Make them known to OmegaConf, in this process; under names that begin with `nnicompress.`."""
     OmegaConf.register_new_resolver(SENSITIVE, sensitive, replace=True)
+    OmegaConf.register_new_resolver(DROPS, drops, replace=True)

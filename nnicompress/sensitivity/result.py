@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,14 @@ class Sensitivity(Record):
         bound = self.max_drop if max_drop is None else max_drop
         names = [name for layer in self.layers if layer.mean_drop > bound for name in layer.modules]
         return list(dict.fromkeys(names))
+
+    def curves(self) -> dict[str, dict[str, float]]:
+        """Layer -> ratio -> drop, as the allocation `sensitivity` takes them; up to where a metric is no number."""
+        found: dict[str, dict[str, float]] = {}
+        for layer in self.layers:
+            finite = itertools.takewhile(lambda item: math.isfinite(item[1]), layer.drops.items())
+            found[layer.name] = dict(finite)
+        return found
 
     def as_yaml(self) -> str:
         """The file: `exclude_op_names` as a target takes them, then all of the analysis."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from nnicompress.checks.recipe import check_recipe
 from nnicompress.cli import main
 from nnicompress.config.compose import compose
 from nnicompress.config.resolve import resolve
-from nnicompress.sensitivity.result import read
+from nnicompress.sensitivity.result import Sensitivity, read
 
 RECIPE = """\
 # A perceptron whose channels are pruned
@@ -70,16 +71,20 @@ def test_it_prints_a_table_and_writes_a_page_and_a_file(small: Path, capsys: pyt
     assert sorted(p.name for p in (folder / "stages").iterdir()) == ["01_train", "02_sensitivity"]
 
 
-def test_an_unchanged_analysis_is_reused_and_another_bound_measures_anew_without_training(
+def test_an_unchanged_analysis_is_reused_and_another_one_does_not_train_again(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sensitivity", "small", "stages.sensitivity.ratios=0.5"]) == 0
     first = capsys.readouterr()
-    before = {p: p.stat().st_mtime_ns for p in folder_of().rglob("sensitivity.yaml")}
     assert main(["sensitivity", "small", "stages.sensitivity.ratios=0.5"]) == 0
     again = capsys.readouterr()
-    assert again.out == first.out and "sensitivity: reused" in again.err
-    assert {p: p.stat().st_mtime_ns for p in folder_of().rglob("sensitivity.yaml")} == before
+    assert again.out == first.out
+    assert "train: reused" in again.err and "sensitivity: reused" in again.err
+    assert main(["sensitivity", "small", "stages.sensitivity.mode=all_but_one", "--explain"]) == 0
+    other = capsys.readouterr().err
+    assert "train: reused" in other and "sensitivity: runs, because stages.sensitivity.mode was absent" in other
+    found = read(folder_of())
+    assert found.mode == "all_but_one" and list(found.whole) == ["0.25", "0.5", "0.75"]
 
 
 def test_a_recipe_takes_its_exclusions_from_the_file(small: Path) -> None:
@@ -106,6 +111,29 @@ def test_a_recipe_takes_its_exclusions_from_the_file(small: Path) -> None:
         found.model_copy(update={"layers": found.layers[1:]}).as_yaml()
     )
     assert compose(["recipe=spared"]).run_dir != run_dir
+
+
+def test_a_recipe_takes_its_ratios_from_the_file(small: Path) -> None:
+    assert main(["sensitivity", "small", "stages.sensitivity.ratios=[0.3,0.6,0.9]", "run_dir=found"]) == 0
+    allocation = "allocation: {name: sensitivity, round_to: 1, drops: '${nnicompress.drops:found-sensitivity}'}"
+    Path("recipes/measured.yaml").write_text(
+        RECIPE.replace("compressor: {targets", f"compressor: {{{allocation}, targets")
+    )
+    assert main(["run", "measured", "run_dir=pruned"]) == 0
+    found = read(Path("found-sensitivity"))
+    report = json.loads(Path("pruned/report.json").read_text())
+    removed = {layer["name"]: layer["before"] - layer["after"] for layer in report["layers"]}
+    assert sum(removed.values()) == (256 + 128) // 2
+    shares = [removed[layer.name] / before for layer, before in zip(found.layers, sizes(report, found), strict=True)]
+    assert shares == sorted(shares) and shares[0] < shares[1], "the layer that costs more loses less"
+    manifest = json.loads(Path("pruned/manifest.json").read_text())
+    kept = manifest["config"]["compressor"]["allocation"]["drops"]
+    assert kept == found.curves(), "the run can be repeated without the file"
+
+
+def sizes(report: dict[str, Any], found: Sensitivity) -> list[int]:
+    before = {layer["name"]: layer["before"] for layer in report["layers"]}
+    return [before[layer.name] for layer in found.layers]
 
 
 def test_it_leaves_the_recipe_s_own_run_alone(small: Path) -> None:
