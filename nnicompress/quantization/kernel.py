@@ -14,6 +14,7 @@ stays NaN here, and what is beyond 2^63 steps is clipped to its own side.
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import threading
@@ -29,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from nnicompress.errors import JobError
 from nnicompress.events import Listener, Note, silent
 
 Mode = Literal["auto", "always", "never"]
 
-SMALL = 8192
+SMALL = 32768
 """Below so many elements the call costs more than the work: torch's own operator is quicker."""
 COMPILE_SECONDS = 30.0
 """What compiling is taken to cost before it was done in this process: measured with cold caches on a slow core."""
@@ -118,7 +120,7 @@ def fake_quantize(
 
     The gradient is that of the straight-through estimator, to `x` alone (Jacob et al. 2018; Bengio et al. 2013).
     """
-    layout = _layout(x, axis) if _active and _is_plain(x) else None
+    layout = _layout(tuple(x.shape), x.stride(), axis) if _active and _is_plain(x) else None
     if layout is not None and _KERNELS.ready(layout.kind, x.dtype):
         result: Tensor = _Compiled.apply(x, scale, zero_point, quant_min, quant_max, layout)  # type: ignore[no-untyped-call]
         return result
@@ -218,16 +220,19 @@ class _Layout:
         return _bare(values.repeat(self.repeats)[:, None] if self.kind == "rows" else values[None])
 
 
-def _layout(x: Tensor, axis: int | None) -> _Layout | None:
-    """The layout of `x`; None where it has gaps or overlaps, or a shape that is for torch's own operator."""
-    strides = x.stride()
-    order = tuple(sorted(range(x.dim()), key=lambda dim: (-strides[dim], dim)))
-    if not x.permute(order).is_contiguous():
-        return None
+@functools.lru_cache(maxsize=4096)  # a run has few shapes and asks at every call
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | None) -> _Layout | None:
+    """The layout of a tensor; None where it has gaps or overlaps, or a shape that is for torch's own operator."""
+    order = tuple(sorted(range(len(shape)), key=lambda dim: (-strides[dim], dim)))
+    expected = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and strides[dim] != expected:
+            return None
+        expected *= shape[dim]
     if axis is None:
-        return _Layout("flat", order, (x.numel(),))
-    place = order.index(axis % x.dim())
-    sizes = [x.shape[dim] for dim in order]
+        return _Layout("flat", order, (math.prod(shape),))
+    place = order.index(axis % len(shape))
+    sizes = [shape[dim] for dim in order]
     outer, channels, inner = math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
     if inner > 1 and outer * channels > 1:
         return _Layout("rows", order, (outer * channels, inner), outer)
@@ -298,6 +303,7 @@ def _copy_of(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor
     return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
 
+@functools.lru_cache(maxsize=256)
 def _bounds(low: int, high: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(float(low)), torch.tensor(float(high))
 
@@ -310,6 +316,20 @@ def _bare(x: Tensor) -> Tensor:
 def _no_autocast() -> AbstractContextManager[object]:
     """Dynamo compiles anew where autocast is on, though nothing here depends on it."""
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What the forward kept; torch's own operator keeps a mask instead, and doesn't mind."""
+    try:
+        x, inverse, zero_point = ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise JobError(
+            "a tensor was written to in place after it was fake-quantized (by inplace=True, or +=), and the compiled "
+            "kernel needs it for the gradient; let torch's own operators do it: Policy('never')"
+        ) from error
+    return x, inverse, zero_point
 
 
 class _Compiled(torch.autograd.Function):
@@ -331,7 +351,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, zero_point = ctx.saved_tensors
+        x, inverse, zero_point = _saved(ctx)
         layout: _Layout = ctx.layout
         others = (inverse, zero_point, *ctx.bounds)
         if torch.is_grad_enabled() or not _is_plain(gradient):  # somebody differentiates the backward, or traces it

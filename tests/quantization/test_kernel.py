@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnicompress.errors import JobError
 from nnicompress.events import Event, Note
 from nnicompress.quantization import kernel
 from nnicompress.quantization.kernel import Choice, Policy, Workload, by_torch, chosen, fake_quantize
@@ -26,6 +27,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "expressions":
         monkeypatch.setattr(kernel, "_KERNELS", kernel._Kernels())
         monkeypatch.setattr(kernel, "_compile", lambda kind, dtype: (kernel._forward, kernel._backward))
+    monkeypatch.setattr(kernel, "SMALL", 4096)
     with chosen(ALWAYS, ANY) as choice:
         assert choice.compiled, choice
         yield
@@ -169,6 +171,14 @@ def test_the_backward_can_be_differentiated(kernels: None) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_a_tensor_changed_in_place_is_explained(kernels: None) -> None:
+    x = values((128, 128)).requires_grad_() * 1
+    y = fake_quantize(x, torch.tensor(0.25), torch.tensor(0, dtype=torch.int32), -8, 7)
+    x.relu_()
+    with pytest.raises(JobError, match=r"in place after it was fake-quantized.*Policy\('never'\)"):
+        y.sum().backward()
+
+
 def test_what_is_no_number_stays_none(kernels: None) -> None:
     x = torch.zeros(kernel.SMALL)
     x[:3] = torch.tensor([math.nan, math.inf, -math.inf])
@@ -259,6 +269,7 @@ def test_a_compiler_that_fails_leaves_the_work_to_torch(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(kernel, "_KERNELS", kernel._Kernels())
     monkeypatch.setattr(kernel, "_compile", fail)
+    monkeypatch.setattr(kernel, "SMALL", 4096)
     with chosen(ALWAYS, ANY):
         assert_equal(values((128, 128)), torch.tensor(0.25), torch.tensor(0, dtype=torch.int32), (-8, 7))
     assert used == []
