@@ -35,7 +35,7 @@ from nnicompress.events import Listener, Note, silent
 
 Mode = Literal["auto", "always", "never"]
 
-SMALL = 32768
+SMALL = 65536
 """Below so many elements the call costs more than the work: torch's own operator is quicker."""
 COMPILE_SECONDS = 30.0
 """What compiling is taken to cost before it was done in this process: measured with cold caches on a slow core."""
