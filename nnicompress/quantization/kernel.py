@@ -121,7 +121,9 @@ def fake_quantize(
     The gradient is that of the straight-through estimator, to `x` alone (Jacob et al. 2018; Bengio et al. 2013).
     """
     layout = _layout(tuple(x.shape), x.stride(), axis) if _active and _is_plain(x) else None
-    if layout is not None and _KERNELS.ready(layout.kind, x.dtype):
+    count = 1 if axis is None else x.shape[axis]
+    fits = scale.numel() == zero_point.numel() == count  # else torch's operator says what is wrong
+    if layout is not None and fits and _KERNELS.ready(layout.kind, x.dtype):
         result: Tensor = _Compiled.apply(x, scale, zero_point, quant_min, quant_max, layout)  # type: ignore[no-untyped-call]
         return result
     return by_torch(x, scale, zero_point, quant_min, quant_max, axis)

@@ -138,6 +138,14 @@ def test_gaps_overlaps_and_small_tensors_are_left_to_torch(kernels: None, used: 
     assert used == []
 
 
+@pytest.mark.parametrize(("count", "axis"), [(1, 0), (3, 0), (2, None)])
+def test_scales_that_do_not_fit_are_refused_as_by_torch(kernels: None, count: int, axis: int | None) -> None:
+    x, scale, zero_point = values((64, 128)), torch.ones(count), torch.zeros(count, dtype=torch.int32)
+    for function in (by_torch, fake_quantize):
+        with pytest.raises(RuntimeError, match="consistent with input tensor|invalid for input of size"):
+            function(x, scale, zero_point, -8, 7, axis)
+
+
 def test_by_hand(kernels: None) -> None:
     x = torch.zeros(kernel.SMALL)
     x[:8] = torch.tensor([0.24, 0.25, 0.75, 1.25, -0.25, -0.75, 40.0, -40.0])
