@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "take a recipe through all of its stages",
     "check": "validate a recipe completely, without training",
     "ls": "list recipes and the options of each config group",
+    "sensitivity": "find the layers that a recipe's model can least do without",
     "show": "print a finished run's report again",
     "compare": "show runs side by side, best first, with what differs in their settings",
     "export": "write a finished run's model in further formats",

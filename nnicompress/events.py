@@ -63,6 +63,15 @@ class TrainingFinished:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Measurement `number` (from 1) of `total` of an analysis is there; `what` says of what."""
+
+    number: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True)
 class Note:
     """One line for the person who watches; `warning` marks what needs attention."""
 
@@ -70,7 +79,17 @@ class Note:
     warning: bool = False
 
 
-Event = StageStarted | StageFinished | StageResumed | TrainingStarted | StepDone | EpochDone | TrainingFinished | Note
+Event = (
+    StageStarted
+    | StageFinished
+    | StageResumed
+    | TrainingStarted
+    | StepDone
+    | EpochDone
+    | TrainingFinished
+    | Measured
+    | Note
+)
 Listener = Callable[[Event], None]
 
 

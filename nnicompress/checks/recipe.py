@@ -23,7 +23,7 @@ from nnicompress.checks.probe import (
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
-from nnicompress.config.schema import CompressorSettings, RecipeSettings, examine
+from nnicompress.config.schema import CompressorSettings, RecipeSettings, RecipeStage, examine
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, InputErrors, UserError
@@ -44,6 +44,8 @@ from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.quantization.settings import TargetSettings as QuantizedTargetSettings
 from nnicompress.report.loggers import require_packages
+from nnicompress.sensitivity.pruned import requirements
+from nnicompress.sensitivity.settings import SensitivitySettings
 from nnicompress.shrink.description import storable
 
 if TYPE_CHECKING:
@@ -211,6 +213,8 @@ class _Check:
         for key, settings in self.examined.compressors.items():
             for name, target in settings.targets.items():
                 where = f"{key}.targets.{name}"
+                if _has_missing(target.model_dump(mode="json")):  # an interpolation that leads nowhere: told already
+                    continue
                 matched = self.attempt(where, _selected, model, target, key=where)
                 if matched is not None:
                     found.append(TargetMatch(where, _treatment(settings, name), *matched))
@@ -269,7 +273,7 @@ class _Check:
                     "masks; leave shrink out, or set granularity: output_channel",
                     "stages.shrink",
                 )
-            asked = _needs(stage.name, stage.compressor)
+            asked = _needs(stage)
             if not asked:
                 continue
             evaluator = self.attempt("evaluator", evaluators.of_stage(stage.name), silent)
@@ -379,16 +383,18 @@ def _title(compressor: CompressorSettings) -> str:
     return f"{compressor.method} quantizer"
 
 
-def _needs(stage: str, compressor: CompressorSettings | None) -> tuple[tuple[str, str], ...]:
-    if isinstance(compressor, PrunerSettings):
-        return Pruner.requirements(compressor)
-    if isinstance(compressor, QuantizerSettings):
-        return Quantizer.requirements(compressor)
+def _needs(stage: RecipeStage) -> tuple[tuple[str, str], ...]:
+    if isinstance(stage.compressor, PrunerSettings):
+        return Pruner.requirements(stage.compressor)
+    if isinstance(stage.compressor, QuantizerSettings):
+        return Quantizer.requirements(stage.compressor)
+    if isinstance(stage.settings, SensitivitySettings):
+        return requirements(stage.settings)
     return {
         "train": (("train", "to train the model"),),
         "finetune": (("train", "to train the model"),),
         "evaluate": (("evaluate", "to measure the model"),),
-    }.get(stage, ())
+    }.get(stage.name, ())
 
 
 def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
@@ -401,7 +407,7 @@ def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
             ]
         elif isinstance(quantizer := stage.compressor, QuantizerSettings):
             words = [f"{quantizer.method} for {quantizer.backend}", *words]
-        yield StageCheck(stage.name, ", ".join(words), _needs(stage.name, stage.compressor))
+        yield StageCheck(stage.name, ", ".join(words), _needs(stage))
 
 
 def _has_missing(node: Any) -> bool:

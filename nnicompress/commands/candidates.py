@@ -16,6 +16,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE_OPTIONS, "--smoke", "--fresh", "--explain", "--multirun", "--cfg", "--resolve", "--info"),
     "check": _RECIPE_OPTIONS,
     "reproduce": _RECIPE_OPTIONS,
+    "sensitivity": (*_RECIPE_OPTIONS, "--smoke", "--fresh", "--explain"),
     "ls": ("--config-dir", "--help"),
     "show": ("--help",),
     "compare": ("--html", "--traceback", "--help"),

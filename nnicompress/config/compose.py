@@ -25,6 +25,7 @@ from packaging.version import Version
 
 from nnicompress.config.locate import COMMAND_LINE, Origin, config_file, locate
 from nnicompress.config.messages import OverrideError, UnwrittenKey, explained
+from nnicompress.config.resolvers import register
 from nnicompress.config.search_path import searching
 from nnicompress.config.yaml_lines import keys_of
 from nnicompress.errors import ConfigError, InputErrors, UserError
@@ -35,6 +36,9 @@ VERSION_BASE = "1.3"
 _RESOLVER = "nnicompress.run_dir"
 # What doesn't change the result of a run doesn't change its folder.
 _NOT_HASHED = frozenset({"name", "run_dir", "summary", "expected", "save_every", "logging", "hydra"})
+
+
+register()  # Whoever composes a config resolves it in the same process.
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,29 @@ def settle(config: DictConfig, recipe: str) -> None:
     with open_dict(config):
         config.name = recipe
         if config.get("run_dir") is None:
-            config.run_dir = str(Path("runs") / f"{recipe}-{_digest(config)}")
+            config.run_dir = _automatic_folder(config, recipe)
+
+
+def _automatic_folder(config: DictConfig, recipe: str) -> str:
+    return str(Path("runs") / f"{recipe}-{_digest(config)}")
+
+
+def only_stages(composed: Composed, kept: Sequence[str], added: str) -> None:
+    """Leave a recipe its stages `kept` and `added`, the last (made where missing), without compressor and bounds.
+
+    The folder is another one than that of the recipe's own run, whose stages are not ours to remove: `FOLDER-<added>`
+    where one was given, else `runs/<recipe>-<added>-<8 hexadecimal digits of the settings>`, those of `added` left out:
+    it changes nothing of what the stages before it leave.
+    """
+    config, recipe = composed.config, composed.origin.recipe
+    given = config.run_dir if config.run_dir != _automatic_folder(config, recipe) else None
+    stages = config.get("stages")
+    items = dict(stages.items_ex(resolve=False)) if isinstance(stages, DictConfig) else {}
+    before = {name: stage for name, stage in items.items() if name in kept}
+    with open_dict(config):
+        config.compressor, config.expected, config.stages = None, {}, before
+        config.run_dir = _automatic_folder(config, f"{recipe}-{added}") if given is None else f"{given}-{added}"
+        config.stages = {**before, added: {} if items.get(added) is None else items[added]}
 
 
 @contextmanager

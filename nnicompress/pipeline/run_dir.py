@@ -34,7 +34,7 @@ CARD = "README.md"
 """In `model/`, made of the report."""
 # What a run owns in its folder: all of it is removed when the run starts over, and nothing else is touched.
 REPORTS = ("report.json", "report.html")
-EXPORTS = ("model", "model.pt2", "model.onnx")
+EXPORTS = ("model", "model.pt2", "model.onnx", "sensitivity.yaml", "sensitivity.html")
 OWNED = (*REPORTS, *EXPORTS, "stages", "logs", "code.diff", MANIFEST_FILE)
 
 State = Literal["running", "done", "failed", "interrupted"]

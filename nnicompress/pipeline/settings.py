@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nnicompress.errors import did_you_mean
+from nnicompress.sensitivity.settings import SensitivitySettings
 from nnicompress.settings import Settings
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -118,6 +119,7 @@ STAGES: Mapping[str, type[Settings]] = MappingProxyType(
     {
         "train": TrainSettings,
         "start": StartSettings,
+        "sensitivity": SensitivitySettings,
         "prune": PruneSettings,
         "shrink": ShrinkSettings,
         "finetune": FinetuneSettings,
@@ -136,6 +138,7 @@ READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "train": _TRAINS,
         "start": ("model",),
+        "sensitivity": _ALWAYS,
         "prune": (*_TRAINS, "compressor"),
         "shrink": _ALWAYS,
         "finetune": _TRAINS,
@@ -159,6 +162,9 @@ ORDER: Mapping[str, OrderRule] = MappingProxyType(
     {
         "train": OrderRule(needs=()),
         "start": OrderRule(needs=()),
+        "sensitivity": OrderRule(
+            needs=("train", "start"), never_after=("prune", "shrink", "quantize", "export", "evaluate")
+        ),
         "prune": OrderRule(needs=("train", "start"), never_after=("shrink", "quantize", "export", "evaluate")),
         "shrink": OrderRule(needs=("prune",), never_after=("quantize", "export", "evaluate")),
         "finetune": OrderRule(needs=("train", "start"), never_after=("quantize", "export", "evaluate")),

@@ -26,6 +26,7 @@ from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import ChannelGroups, Indices
 from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize, rounding_step
+from nnicompress.pruning.equal_drop import at_equal_drop
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.masks import Masks
@@ -146,6 +147,9 @@ class Pruner:
         allotments: dict[str, Allotment] = {}
         compete = self.settings.allocation.name == "global"
         for units in self._pools(plan, scores, share, removed).values():
+            if self.settings.allocation.drops is not None:
+                each, members = zip(*units, strict=True)
+                units = list(zip(at_equal_drop(each, members, self.settings.allocation.drops), members, strict=True))
             allotted = allocate([unit for unit, _ in units], compete=compete)
             allotments |= {member: allotted[unit.name] for unit, members in units for member in members}
         widths = {target.width.name: allotments[target.width.name].removed for target in plan.widths}

@@ -13,6 +13,8 @@ from nnicompress.settings import Settings
 
 IMPORTANCE_NAMES = ("taylor", "l1", "l2", "level", "random")
 GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
+DROPS = "${nnicompress.drops:FOLDER/sensitivity.yaml}"
+"""How a recipe takes them from an analysis."""
 CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
 
 
@@ -105,14 +107,29 @@ class ImportanceSettings(Settings):
 class AllocationSettings(Settings):
     """How many channel groups (or weights) each layer loses."""
 
-    name: Literal["uniform", "global"] = "uniform"
-    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance."""
+    name: Literal["uniform", "global", "sensitivity"] = "uniform"
+    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance; `sensitivity`:
+    each loses what costs the same drop of the metric."""
     round_to: Annotated[int, AfterValidator(_positive)] | Literal["auto"] = "auto"
     """Kept widths are multiples of this many channels. `auto`: the greatest power of two up to an eighth of the width,
     at most 16."""
     normalize: Literal["mean", "max", "none"] | None = None
     """What the scores of one width are divided by before widths compete. null: `mean` for channels, `none` for single
     weights and blocks."""
+    drops: dict[str, dict[float, float]] | None = None
+    """For `sensitivity`: layer -> ratio -> drop, as `nnicompress sensitivity` measures them."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.name == "sensitivity" and not self.drops:
+            raise ValueError(f"sensitivity needs drops, as in {{name: sensitivity, drops: {DROPS}}}")
+        if self.name != "sensitivity" and self.drops is not None:
+            raise ValueError(f"{self.name} takes no drops; name: sensitivity does")
+        for layer, measured in (self.drops or {}).items():
+            for ratio in measured:
+                if not 0 < ratio < 1:
+                    raise ValueError(f"drops.{layer}.{ratio:g}: a ratio is in (0, 1)")
+        return self
 
 
 class ScheduleSettings(Settings):
@@ -230,6 +247,8 @@ class PrunerSettings(Settings):
                 asked = target.of_tensor(tensor)
                 if asked.global_group_id is not None and self.allocation.name != "global":
                     raise ValueError(f"targets.{name} has a global_group_id, which needs allocation: {{name: global}}")
+                if self.allocation.name == "sensitivity" and self.granularity_of(asked) not in CHANNEL_GRANULARITIES:
+                    raise ValueError(f"allocation sensitivity takes channel granularities; targets.{name} has another")
                 if asked.dependency_group_id is not None and self.granularity_of(asked) not in CHANNEL_GRANULARITIES:
                     raise ValueError(f"targets.{name} has a dependency_group_id, which only channel granularities take")
         return self

@@ -14,6 +14,7 @@ from nnicompress.events import (
     EpochDone,
     Event,
     Listener,
+    Measured,
     Note,
     StageFinished,
     StageResumed,
@@ -85,6 +86,9 @@ class Bars:
                 self._end_task()
                 self._print(f"[green]✓[/] {self._stage}  [dim]{words.seconds(event.seconds)}  {self._metrics}[/]")
                 self._metrics = ""
+            case Measured() if self._task is not None and self._clock() - self._drawn >= REFRESH:
+                self._drawn = self._clock()
+                self._bars.update(self._task, completed=event.number, total=event.total, numbers=event.what)
             case Note():
                 self._print(
                     f"[yellow]! {escape(event.text)}[/]" if event.warning else f"[dim]  {escape(event.text)}[/]"
@@ -128,6 +132,9 @@ class PlainLines:
                 self._write(f"  {_resumed(event)}")
             case EpochDone():
                 self._tell(f"  epoch {event.epoch}  {_metrics(event.metrics)}")
+            case Measured() if self._clock() - self._told >= LINE_INTERVAL:
+                self._told = self._clock()
+                self._write(f"  {self._stage}  measured {event.number} of {event.total}: {event.what}")
             case StageFinished():
                 self._write(f"  {event.name}: done in {words.seconds(event.seconds)}")
             case Note():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from nnicompress.report.expected import summary_numbers
 from nnicompress.report.record import LatencyRecord, Report
 
@@ -62,12 +64,20 @@ def three_digits(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
-def is_share(report: Report) -> bool:
+class OfMetric(Protocol):
+    """Whatever says which metric its numbers are of."""
+
+    @property
+    def metric(self) -> str:
+        """Its name: `accuracy`."""
+
+
+def is_share(report: OfMetric) -> bool:
     """Whether the metric is a share that reads as per cent, as accuracies do."""
     return "accuracy" in report.metric.lower() or report.metric.lower() in ("f1", "precision", "recall", "iou")
 
 
-def metric(report: Report, value: float | None) -> str:
+def metric(report: OfMetric, value: float | None) -> str:
     """`97.8 %` for a share, four digits otherwise."""
     if value is None:
         return MISSING

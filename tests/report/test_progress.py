@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from nnicompress.events import EpochDone, Event, Note, StageFinished, StageStarted, StepDone, TrainingStarted
+from nnicompress.events import EpochDone, Event, Measured, Note, StageFinished, StageStarted, StepDone, TrainingStarted
 from nnicompress.report.progress import LINE_INTERVAL, PlainLines, progress
 
 EVENTS: list[Event] = [
@@ -40,6 +40,21 @@ def test_long_epochs_show_steps_and_the_time_left() -> None:
         listener(StepDone(step, 1.0, 0.1))
     assert len(lines) == 12
     assert lines[0].split("  ")[2:] == ["step 2/100", "loss 1.0000", "4 min 05 s left"]
+
+
+def test_an_analysis_shows_what_it_has_measured() -> None:
+    now, lines = [0.0], []
+    listener = PlainLines(lines.append, lambda: now[0])
+    listener(StageStarted("sensitivity", 2, 2))
+    for number in range(1, 6):
+        now[0] += 0.5 * LINE_INTERVAL
+        listener(Measured(number, 31, f"conv{number} at 0.5"))
+    assert lines[1:] == [f"  sensitivity  measured {n} of 31: conv{n} at 0.5" for n in (2, 4)]
+    file = io.StringIO()
+    with progress(Console(file=file, force_terminal=True, width=120)) as bars:
+        bars(StageStarted("sensitivity", 2, 2))
+        bars(Measured(7, 31, "conv1 at 0.5"))
+    assert "2/2 sensitivity" in file.getvalue() and "7/31" in file.getvalue() and "conv1 at 0.5" in file.getvalue()
 
 
 def test_bars_on_a_terminal_show_step_loss_and_metric() -> None:

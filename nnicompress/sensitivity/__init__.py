@@ -1,0 +1,1 @@
+"""Which layers a model can least do without: each compressed alone, or all but it, and measured."""
