@@ -59,6 +59,11 @@ class Plan:
     tensors: tuple[TensorTarget, ...]
     unpruned: tuple[Unpruned, ...]
 
+    def to_score(self) -> tuple[tuple[Width, ...], dict[str, tuple[int, ...]]]:
+        """The widths, and the block of each parameter by its name."""
+        widths = tuple(target.width for target in self.widths)
+        return widths, {target.tensor: target.block for target in self.tensors}
+
 
 def first_producer(width: Width) -> Slot:
     """The slot that counts a width's channels: its first producer, or its first slot where nothing produces it."""

@@ -1,5 +1,6 @@
 """The pruner: importance x granularity x allocation x schedule, around the user's training.
 
+train training_steps, scores are learned        only where the importance learns: learning.py
 for each removal of the schedule:               one_shot: a single one
     scores     <- importance over batches       scores.py, importance.py
     removal    <- scores and ratios             allocation.py
@@ -28,12 +29,13 @@ from nnicompress.graph.widths import ChannelGroups, Indices
 from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize, rounding_step
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
+from nnicompress.pruning.learning import Learning, make_learning
 from nnicompress.pruning.masks import Masks
 from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget, make_plan
 from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
 from nnicompress.pruning.schedule import fractions
-from nnicompress.pruning.scores import Scores, measure
+from nnicompress.pruning.scores import Scores, checked, measure
 from nnicompress.pruning.settings import PrunerSettings, TensorSettings
 
 MOST_OF_A_WIDTH = 0.95
@@ -81,7 +83,8 @@ class Pruner:
         self._listener = listener
         self._importance = own if own is not None else importance_of(settings.importance)
         self._at = Position(0, Removed({}, {}))
-        self._resume: Position | None = None
+        self._resume: tuple[Position, Mapping[str, Any]] | None = None
+        self._learning: Learning | None = None
 
     @staticmethod
     def requirements(settings: PrunerSettings, importance: Importance | None = None) -> tuple[tuple[str, str], ...]:
@@ -92,6 +95,10 @@ class Pruner:
             needs.append(("example_inputs", "to follow the model's channels through one forward"))
         if importance.needs_gradient:
             needs.append(("iterate", f"to gather the gradients of {importance.name} importance"))
+        if importance.inputs is not None:
+            needs.append(("iterate", f"to gather the layers' inputs for {importance.name} importance"))
+        if importance.learning is not None:
+            needs.append(("train", f"to learn {importance.name} importance"))
         if settings.schedule.name != "one_shot":
             needs.append(("train", f"to train between the removals of the {settings.schedule.name} schedule"))
         return tuple(needs)
@@ -113,11 +120,22 @@ class Pruner:
                 groups = find_channel_groups(capture(model, args, kwargs))
             plan = make_plan(model, self.settings, groups)
             shares = fractions(self.settings.schedule)
-            at, self._resume = self._resume or Position(0, Removed({}, {})), None
+            widths, blocks = plan.to_score()
+            self._learning = make_learning(self._importance, self.settings.importance, widths, blocks)
+            at, learned = self._resume or (Position(0, Removed({}, {})), {})
+            self._resume = None
+            if self._learning is not None and learned:
+                self._learning.load_state_dict(learned)
             removed = at.removed
-            if at.number:  # the training after removal `number` was cut off: the evaluator knows where
+            # Either the training after removal `number` was cut off, and the evaluator knows where, or there is one
+            # before the first removal.
+            if at.number or self._learning is not None:
                 self._train(self._masks(model, plan, removed), at)
             for number, share in enumerate(shares[at.number :], start=at.number + 1):
+                if self._learning is not None:
+                    self._learning.uncover(model)
+                    if self._learning.releases:
+                        removed = Removed({}, {})
                 removed, allotments = self._remove(plan, share, removed)
                 masks = self._masks(model, plan, removed)
                 exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
@@ -135,14 +153,7 @@ class Pruner:
 
     def _remove(self, plan: Plan, share: float, removed: Removed) -> tuple[Removed, dict[str, Allotment]]:
         """One removal: measure, allocate; what was removed before stays so."""
-        scores = measure(
-            self.evaluator,
-            self._importance,
-            tuple(target.width for target in plan.widths),
-            {target.tensor: target.block for target in plan.tensors},
-            training_steps=self.settings.importance.training_steps,
-            seed=self.settings.importance.seed,
-        )
+        scores = self._scores(plan)
         allotments: dict[str, Allotment] = {}
         compete = self.settings.allocation.name == "global"
         for units in self._pools(plan, scores, share, removed).values():
@@ -151,6 +162,23 @@ class Pruner:
         widths = {target.width.name: allotments[target.width.name].removed for target in plan.widths}
         tensors = {target.tensor: allotments[target.tensor].removed for target in plan.tensors}
         return Removed(widths, tensors), allotments
+
+    def _scores(self, plan: Plan) -> dict[str, Scores]:
+        learned = None if self._learning is None else self._learning.scores()
+        if learned is not None:
+            return checked(learned, self._importance, batches=1)
+        importance = self.settings.importance
+        return measure(
+            self.evaluator,
+            self._importance,
+            *plan.to_score(),
+            training_steps=importance.training_steps,
+            seed=importance.seed,
+        )
+
+    def _normalization(self, default: str) -> str:
+        """What scores are divided by: what the settings say, else what suits the importance."""
+        return self.settings.allocation.normalize or ("none" if self._importance.comparable else default)
 
     def _pools(
         self, plan: Plan, scores: Mapping[str, Scores], share: float, removed: Removed
@@ -163,7 +191,7 @@ class Pruner:
         for target in plan.tensors:
             gone = removed.tensors.get(target.tensor, np.empty(0, dtype=np.int64))
             own, alive = _without(scores[target.tensor], gone)
-            own = normalize(own, self.settings.allocation.normalize or "none", alive)
+            own = normalize(own, self._normalization("none"), alive)
             least, most = _bounds(target.settings, len(own), share, len(gone), 1.0)
             assert target.settings.sparse_ratio is not None
             unit = Unit(
@@ -185,7 +213,7 @@ class Pruner:
         total = np.zeros(first.width.size)
         for member in members:
             own, alive = _without(scores[member.width.name], gone)
-            total += normalize(own, self.settings.allocation.normalize or "mean", alive)
+            total += normalize(own, self._normalization("mean"), alive)
         ratio = first.settings.sparse_ratio
         assert ratio is not None
         least, most = _bounds(first.settings, first.width.size, share, len(gone), max(MOST_OF_A_WIDTH, ratio))
@@ -204,6 +232,8 @@ class Pruner:
         masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths)
         keep: dict[str, Tensor] = {}
         for target in plan.tensors:
+            if target.tensor not in removed.tensors:  # before the first removal
+                continue
             shape = model.get_parameter(target.tensor).shape
             blocks = torch.ones(math.prod(shape) // math.prod(target.block), dtype=torch.bool)
             blocks[torch.from_numpy(removed.tensors[target.tensor])] = False
@@ -212,20 +242,22 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Which removal the training in progress follows, and what has been removed; see `load_state_dict`."""
-        return self._at.state_dict()
+        return {**self._at.state_dict(), "learning": {} if self._learning is None else self._learning.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `compress` goes on with the training after that removal.
 
         The model's weights and the evaluator's own state are the caller's to restore.
         """
-        self._resume = Position.from_state(state)
+        self._resume = Position.from_state(state), state["learning"]
 
     def _train(self, masks: Masks, at: Position) -> None:
         self._at = at
-        handle = masks.attach(self.evaluator)
+        learning = self._learning
+        handle = masks.attach(self.evaluator) if learning is None else learning.attach(self.evaluator, masks)
+        steps = self.settings.schedule.interval_steps if at.number else self.settings.importance.training_steps
         try:
-            self.evaluator.train(max_steps=self.settings.schedule.interval_steps)
+            self.evaluator.train(max_steps=steps)
         finally:
             handle.remove()
 

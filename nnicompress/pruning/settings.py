@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +12,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
 from nnicompress.settings import Settings
 
-IMPORTANCE_NAMES = ("taylor", "l1", "l2", "level", "random")
+IMPORTANCE_NAMES = (
+    "taylor", "taylor_bn", "l1", "l2", "level", "lamp", "fpgm", "slim", "apoz", "mean_activation", "wanda", "movement",
+    "soft_movement", "random",
+)  # fmt: skip
+CHANNEL_IMPORTANCES = ("taylor_bn", "fpgm", "slim", "apoz", "mean_activation")
+"""They score whole channels, and no single weights."""
+PENALTIES = {"slim": 1e-4, "soft_movement": 1.0}
+"""Importances with a penalty beside the loss, and its default strength."""
 GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
 CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
 
@@ -34,12 +42,28 @@ def _positive(value: int) -> int:
     return value
 
 
+def _not_negative(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value:g} is not a number of at least 0")
+    return value
+
+
+def _above_zero(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value:g} is not a number above 0")
+    return value
+
+
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _shown(granularity: str | tuple[int, ...]) -> str:
+    return granularity if isinstance(granularity, str) else str(list(granularity))
 
 
 def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,6 +99,21 @@ Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
 """`element`, `output_channel`, `input_channel`, or a block's length along each dimension, e.g. `(4, 4)`."""
 GroupId = int | str
+Strength = Annotated[float, AfterValidator(_not_negative)]
+Positive = Annotated[float, AfterValidator(_above_zero)]
+
+_TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "aggregation": ("taylor",),
+    "scope": ("taylor", "l1", "l2", "level", "lamp", "fpgm", "wanda", "movement", "soft_movement"),
+    "seed": ("random",),
+    "regular_scale": tuple(PENALTIES),
+    "score_rate": ("soft_movement",),
+}
+"""Key -> the importances that it means something to."""
+
+
+def _verb(names: Sequence[str]) -> str:
+    return "does" if len(names) == 1 else "do"
 
 
 class ImportanceSettings(Settings):
@@ -82,7 +121,9 @@ class ImportanceSettings(Settings):
 
     name: str = "taylor"
     training_steps: Count = 20
-    """Batches over which gradients are gathered, where the importance needs them; no weight changes meanwhile."""
+    """Batches over which gradients or inputs are gathered, where they are needed; no weight changes meanwhile.
+
+    For `slim`, `movement` and `soft_movement`: optimizer steps of training before the first removal."""
     aggregation: Literal["sum_of_squares", "square_of_sum"] = "sum_of_squares"
     """For `taylor`: the sum over a channel group of (gradient * weight) squared, or the square of the sum.
 
@@ -93,13 +134,26 @@ class ImportanceSettings(Settings):
     l1 and l2 (Li et al. 2017), `consumers` for `square_of_sum`, else `group`."""
     seed: int | None = None
     """For `random`; null: PyTorch's global generator, which a run's seed sets."""
+    regular_scale: Strength | None = None
+    """For `slim`, the weight of the scales' L1 norm beside the loss; for `soft_movement`, of the sum of the scores'
+    sigmoids. null: 1e-4 (Liu et al. 2017) and 1."""
+    score_rate: Positive = 1.0
+    """For `soft_movement`: what a score learns a step of -gradient * weight and of the penalty."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name not in IMPORTANCE_NAMES:
             hint = did_you_mean(self.name, IMPORTANCE_NAMES)
             raise ValueError(f"no importance named {self.name!r}{hint}; known: {', '.join(IMPORTANCE_NAMES)}")
+        for key, takers in _TAKEN_BY.items():
+            if self.name not in takers and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name} takes no {key}; {', '.join(takers)} {_verb(takers)}")
         return self
+
+    @property
+    def penalty(self) -> float:
+        """The strength of the penalty beside the loss."""
+        return PENALTIES.get(self.name, 0.0) if self.regular_scale is None else self.regular_scale
 
 
 class AllocationSettings(Settings):
@@ -228,9 +282,15 @@ class PrunerSettings(Settings):
         for name, target in self.targets.items():
             for tensor in target.target_names:
                 asked = target.of_tensor(tensor)
+                channels = self.granularity_of(asked) in CHANNEL_GRANULARITIES
+                if self.importance.name in CHANNEL_IMPORTANCES and not channels:
+                    raise ValueError(
+                        f"{self.importance.name} scores whole channels, and targets.{name} has granularity "
+                        f"{_shown(self.granularity_of(asked))}; use output_channel or input_channel"
+                    )
                 if asked.global_group_id is not None and self.allocation.name != "global":
                     raise ValueError(f"targets.{name} has a global_group_id, which needs allocation: {{name: global}}")
-                if asked.dependency_group_id is not None and self.granularity_of(asked) not in CHANNEL_GRANULARITIES:
+                if asked.dependency_group_id is not None and not channels:
                     raise ValueError(f"targets.{name} has a dependency_group_id, which only channel granularities take")
         return self
 

@@ -181,6 +181,26 @@ COMPRESSORS: Mapping[str, Mapping[str, Any]] = {
     "taylor, gradually": {"importance": {"name": "taylor"}, "schedule": GRADUALLY, **CHANNELS},
     "l1": {"importance": {"name": "l1"}, **CHANNELS},
     "l2, inputs": {"importance": {"name": "l2"}, "granularity": "input_channel", **CHANNELS},
+    "fpgm": {"importance": {"name": "fpgm"}, **CHANNELS},
+    "slim": {
+        "importance": {"name": "slim", "training_steps": 8, "regular_scale": 0.01},
+        "targets": {"stem": {"op_names": ["stem"], "sparse_ratio": 0.5}},
+    },
+    "taylor on the batch norm": {
+        "importance": {"name": "taylor_bn"},
+        "targets": {"stem": {"op_names": ["stem"], "sparse_ratio": 0.5}},
+    },
+    "apoz": {"importance": {"name": "apoz", "training_steps": 4}, **CHANNELS},
+    "mean activation": {"importance": {"name": "mean_activation", "training_steps": 4}, **CHANNELS},
+    "lamp": {"importance": {"name": "lamp"}, "granularity": "element", "allocation": {"name": "global"}, **CHANNELS},
+    "wanda": {"importance": {"name": "wanda", "training_steps": 4}, "granularity": "element", **CHANNELS},
+    "movement, gradually": {
+        "importance": {"name": "movement", "training_steps": 4},
+        "granularity": "element",
+        "schedule": GRADUALLY,
+        **CHANNELS,
+    },
+    "soft movement": {"importance": {"name": "soft_movement", "training_steps": 8}, **CHANNELS},
     "random": {"importance": {"name": "random", "seed": 5}, **CHANNELS},
     "level": {"importance": {"name": "level"}, "granularity": "element", **CHANNELS},
     "level, blocks, gradually": {
