@@ -18,9 +18,10 @@ IMPORTANCE_NAMES = (
 )  # fmt: skip
 CHANNEL_IMPORTANCES = ("taylor_bn", "fpgm", "slim", "apoz", "mean_activation")
 """They score whole channels, and no single weights."""
-PENALTIES = {"slim": 1e-4, "soft_movement": 1.0}
+PENALTIES = {"slim": 1e-4, "soft_movement": 0.02}
 """Importances with a penalty beside the loss, and its default strength."""
 GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
+N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
 CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
 
 
@@ -39,6 +40,12 @@ def _bound(value: float) -> float:
 def _positive(value: int) -> int:
     if value < 1:
         raise ValueError(f"{value} is below 1")
+    return value
+
+
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value:g} is outside (0, 1)")
     return value
 
 
@@ -77,10 +84,16 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def _granularity(value: object) -> object:
     if isinstance(value, str):
+        if (found := N_OF_M.fullmatch(value)) is not None:
+            if int(found[1]) >= int(found[2]):
+                raise ValueError(f"{value} removes nothing: it keeps {found[1]} of every {found[2]} weights")
+            return value
         if value not in GRANULARITY_NAMES:
             hint = did_you_mean(value, GRANULARITY_NAMES)
             names = ", ".join(GRANULARITY_NAMES)
-            raise ValueError(f"no granularity named {value!r}{hint}; known: {names}, or a block like [4, 4]")
+            raise ValueError(
+                f"no granularity named {value!r}{hint}; known: {names}, a block like [4, 4], or N:M like '2:4'"
+            )
         return value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value or not all(type(length) is int and (length >= 1 or length == -1) for length in value):
@@ -88,7 +101,9 @@ def _granularity(value: object) -> object:
                 f"{list(value)} is not a block: it takes lengths of at least 1, or -1 for a whole dimension"
             )
         return tuple(value)
-    raise ValueError(f"{value!r} is no granularity; known: {', '.join(GRANULARITY_NAMES)}, or a block like [4, 4]")
+    names = ", ".join(GRANULARITY_NAMES)
+    # YAML 1.1 reads 2:4 without quotes as a number to the base 60.
+    raise ValueError(f"{value!r} is no granularity; known: {names}, a block like [4, 4], or N:M in quotes like '2:4'")
 
 
 Ratio = Annotated[float, AfterValidator(_ratio)]
@@ -97,8 +112,9 @@ Count = Annotated[int, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
-"""`element`, `output_channel`, `input_channel`, or a block's length along each dimension, e.g. `(4, 4)`."""
+"""`element`, `output_channel`, `input_channel`, a block's length along each dimension, e.g. `(4, 4)`, or N:M: `2:4`."""
 GroupId = int | str
+Share = Annotated[float, AfterValidator(_share)]
 Strength = Annotated[float, AfterValidator(_not_negative)]
 Positive = Annotated[float, AfterValidator(_above_zero)]
 
@@ -136,7 +152,7 @@ class ImportanceSettings(Settings):
     """For `random`; null: PyTorch's global generator, which a run's seed sets."""
     regular_scale: Strength | None = None
     """For `slim`, the weight of the scales' L1 norm beside the loss; for `soft_movement`, of the sum of the scores'
-    sigmoids. null: 1e-4 (Liu et al. 2017) and 1."""
+    sigmoids. null: 1e-4 (Liu et al. 2017) and 0.02."""
     score_rate: Positive = 1.0
     """For `soft_movement`: what a score learns a step of -gradient * weight and of the penalty."""
 
@@ -159,8 +175,11 @@ class ImportanceSettings(Settings):
 class AllocationSettings(Settings):
     """How many channel groups (or weights) each layer loses."""
 
-    name: Literal["uniform", "global"] = "uniform"
-    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance."""
+    name: Literal["uniform", "global", "isomorphic"] = "uniform"
+    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance; `isomorphic`: only
+    those that are built alike compete (Fang et al. 2024)."""
+    within: Literal["tensor", "output"] = "tensor"
+    """For single weights: whether those of a tensor are ranked together, or those of each output alone."""
     round_to: Annotated[int, AfterValidator(_positive)] | Literal["auto"] = "auto"
     """Kept widths are multiples of this many channels. `auto`: the greatest power of two up to an eighth of the width,
     at most 16."""
@@ -172,18 +191,20 @@ class AllocationSettings(Settings):
 class ScheduleSettings(Settings):
     """How the sparsity grows; every ratio is relative to the unpruned model."""
 
-    name: Literal["one_shot", "linear", "agp"] = "one_shot"
-    """`agp` grows as 1 - (1 - t)^3 (Zhu and Gupta 2017)."""
+    name: Literal["one_shot", "linear", "agp", "lottery_ticket"] = "one_shot"
+    """`agp` grows as 1 - (1 - t)^3 (Zhu and Gupta 2017). `lottery_ticket` trains before each removal, removes the same
+    share of what is left, and puts the rest back to the weights that the stage began with (Frankle and Carbin 2019)."""
     total_times: Count | None = None
     """How many times something is removed."""
     interval_steps: Count | None = None
-    """Optimizer steps of training between two removals; each interval is a training with a fresh optimizer."""
+    """Optimizer steps of training between two removals (for `lottery_ticket` before the first, too); each interval is a
+    training with a fresh optimizer."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         given = {"total_times": self.total_times, "interval_steps": self.interval_steps}
         if self.name == "one_shot" and (extra := [key for key, value in given.items() if value is not None]):
-            raise ValueError(f"one_shot takes no {' and no '.join(extra)}; name: linear or agp does")
+            raise ValueError(f"one_shot takes no {' and no '.join(extra)}; linear, agp and lottery_ticket do")
         if self.name != "one_shot" and (missing := [key for key, value in given.items() if value is None]):
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
         return self
@@ -194,6 +215,8 @@ class TensorSettings(Settings):
 
     sparse_ratio: Ratio | None = None
     """The share to remove, relative to the unpruned model."""
+    sparse_threshold: float | None = None
+    """In place of a ratio: each width (or tensor) loses what scores below this, as the importance gives it."""
     min_sparse_ratio: Ratio | None = None
     """Each width (or tensor) loses at least this share."""
     max_sparse_ratio: Bound | None = None
@@ -216,6 +239,8 @@ class TensorSettings(Settings):
         ):
             if smaller is not None and larger is not None and smaller > larger:
                 raise ValueError(f"{name} {smaller:g} is above {other} {larger:g}")
+        if ask is not None and self.sparse_threshold is not None:
+            raise ValueError("sparse_ratio and sparse_threshold both say what to remove; set one of them to null")
         return self
 
 
@@ -248,12 +273,10 @@ class TargetSettings(TensorSettings):
                 raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
         for name in self.target_names:
             try:
-                asked = self.of_tensor(name)
+                self.of_tensor(name)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"target_settings.{name}: {reason}") from error
-            if asked.sparse_ratio is None:
-                raise ValueError("sparse_ratio is missing")
         return self
 
     def of_tensor(self, name: str) -> TensorSettings:
@@ -265,6 +288,37 @@ class TargetSettings(TensorSettings):
         return TensorSettings(**own)
 
 
+class BudgetSettings(Settings):
+    """What may remain of the network once shrunk, relative to the unpruned one: exactly one of the three."""
+
+    macs: Share | None = None
+    """Multiply-accumulates."""
+    params: Share | None = None
+    """Parameters."""
+    latency: Share | None = None
+    """The sum of the layers' latencies on this machine, from a table that is measured as it is needed."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"exactly one of macs, params and latency is given, not {named}")
+        return self
+
+    @property
+    def kind(self) -> Literal["macs", "params", "latency"]:
+        """Which one."""
+        return "macs" if self.macs is not None else "params" if self.params is not None else "latency"
+
+    @property
+    def remaining(self) -> float:
+        """Its share."""
+        value = self.macs or self.params or self.latency
+        assert value is not None
+        return value
+
+
 class PrunerSettings(Settings):
     """A pruner: importance x granularity x allocation x schedule, over targets."""
 
@@ -273,6 +327,8 @@ class PrunerSettings(Settings):
     granularity: Granularity = "output_channel"
     allocation: Annotated[AllocationSettings, BeforeValidator(_named)] = Field(default_factory=AllocationSettings)
     schedule: Annotated[ScheduleSettings, BeforeValidator(_named)] = Field(default_factory=ScheduleSettings)
+    target: BudgetSettings | None = None
+    """What may remain: the ratios are searched for, in the proportion of the targets' `sparse_ratio`s."""
     targets: dict[str, TargetSettings]
 
     @model_validator(mode="after")
@@ -288,11 +344,47 @@ class PrunerSettings(Settings):
                         f"{self.importance.name} scores whole channels, and targets.{name} has granularity "
                         f"{_shown(self.granularity_of(asked))}; use output_channel or input_channel"
                     )
-                if asked.global_group_id is not None and self.allocation.name != "global":
+                if asked.global_group_id is not None and self.allocation.name == "uniform":
                     raise ValueError(f"targets.{name} has a global_group_id, which needs allocation: {{name: global}}")
+                self._check_amount(name, asked)
                 if asked.dependency_group_id is not None and not channels:
                     raise ValueError(f"targets.{name} has a dependency_group_id, which only channel granularities take")
         return self
+
+    def _check_amount(self, name: str, asked: TensorSettings) -> None:
+        """Raise a ValueError unless target `name` says, in one way, how much is to go."""
+        granularity = self.granularity_of(asked)
+        n_of_m = N_OF_M.fullmatch(granularity) if isinstance(granularity, str) else None
+        if n_of_m is not None:
+            ratio = 1 - int(n_of_m[1]) / int(n_of_m[2])
+            if asked.sparse_threshold is not None or asked.sparse_ratio not in (None, ratio):
+                raise ValueError(
+                    f"targets.{name} is {granularity}, a sparse_ratio of {ratio:g}: leave sparse_ratio out"
+                )
+            if self.schedule.name != "one_shot" or self.allocation.name != "uniform":
+                raise ValueError(
+                    f"targets.{name} is {granularity}, the same in every place and at once: schedule is one_shot, "
+                    "allocation uniform"
+                )
+        elif (asked.sparse_ratio, asked.sparse_threshold, self.target) == (None, None, None):
+            raise ValueError(f"targets.{name}: sparse_ratio is missing")
+        if asked.sparse_threshold is not None and (self.allocation.name != "uniform" or self.target is not None):
+            other = "target" if self.target is not None else f"allocation {self.allocation.name}"
+            raise ValueError(f"targets.{name} has a sparse_threshold, which leaves nothing for {other} to decide")
+        if self.target is not None and granularity not in CHANNEL_GRANULARITIES:
+            raise ValueError(
+                f"target is a size of the shrunk model, and targets.{name} only masks; use granularity: output_channel"
+            )
+        if self.allocation.within == "output" and (granularity != "element" or self.allocation.name != "uniform"):
+            raise ValueError("allocation.within: output needs granularity: element and allocation: {name: uniform}")
+
+    def asked(self, tensor: TensorSettings) -> TensorSettings:
+        """One tensor's settings, with the ratio that N:M means."""
+        granularity = self.granularity_of(tensor)
+        n_of_m = N_OF_M.fullmatch(granularity) if isinstance(granularity, str) else None
+        if n_of_m is None:
+            return tensor
+        return tensor.model_copy(update={"sparse_ratio": 1 - int(n_of_m[1]) / int(n_of_m[2])})
 
     def granularity_of(self, tensor: TensorSettings) -> str | tuple[int, ...]:
         """The granularity of one tensor's settings: its own or the pruner's."""
@@ -349,4 +441,5 @@ _GROUPS: tuple[type[Settings], ...] = (
     ImportanceSettings,
     AllocationSettings,
     ScheduleSettings,
+    BudgetSettings,
 )

@@ -201,6 +201,29 @@ COMPRESSORS: Mapping[str, Mapping[str, Any]] = {
         **CHANNELS,
     },
     "soft movement": {"importance": {"name": "soft_movement", "training_steps": 8}, **CHANNELS},
+    "2:4": {
+        "importance": {"name": "wanda", "training_steps": 4},
+        "granularity": "2:4",
+        "targets": {"inner": {"op_names": ["up", "down", "hidden", "head"]}},
+    },
+    "wanda, of each output": {
+        "importance": {"name": "wanda", "training_steps": 4},
+        "granularity": "element",
+        "allocation": {"within": "output"},
+        **CHANNELS,
+    },
+    "l1 to half of the macs": {
+        "importance": {"name": "l1"},
+        "target": {"macs": 0.5},
+        "allocation": {"name": "isomorphic"},
+        **CHANNELS,
+    },
+    "lottery ticket": {
+        "importance": {"name": "level"},
+        "granularity": "element",
+        "schedule": {"name": "lottery_ticket", "total_times": 2, "interval_steps": 6},
+        **CHANNELS,
+    },
     "random": {"importance": {"name": "random", "seed": 5}, **CHANNELS},
     "level": {"importance": {"name": "level"}, "granularity": "element", **CHANNELS},
     "level, blocks, gradually": {
