@@ -17,6 +17,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "check": _RECIPE_OPTIONS,
     "reproduce": _RECIPE_OPTIONS,
     "ls": ("--config-dir", "--help"),
+    "import-nni": ("--output", "--traceback", "--help"),
     "show": ("--help",),
     "compare": ("--html", "--traceback", "--help"),
     "doctor": ("--input", "--model", "--kind", "--trust", "--traceback", "--help"),
@@ -56,7 +57,7 @@ def candidates(line: str) -> list[str]:
 
 def _positional(command: str) -> list[str]:
     if command == "ls":
-        return ["recipe", *find_groups()]
+        return ["recipe", *find_groups(), "compressors"]
     if command in ("show", "compare", "export"):
         return sorted(report.parent.as_posix() for report in Path("runs").glob("*/report.json"))
     return ["bash"]
