@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from nnicompress import __version__
 from nnicompress.errors import NNICompressError, UserError, did_you_mean
 
-# Name -> summary; command NAME lives in nnicompress/commands/NAME.py as `HELP` and `main(arguments) -> exit code`.
+# Name -> summary; command NAME lives in nnicompress/commands/NAME.py (with _ for -) as `HELP` and
+# `main(arguments) -> exit code`.
 COMMANDS = {
     "run": "take a recipe through all of its stages",
     "check": "validate a recipe completely, without training",
@@ -21,6 +22,7 @@ COMMANDS = {
     "compare": "show runs side by side, best first, with what differs in their settings",
     "export": "write a finished run's model in further formats",
     "reproduce": "run a recipe and compare with its expected numbers",
+    "import-nni": "turn a pruning configuration of NNI into a recipe",
     "doctor": "take your own evaluator, importance, model or compressor through its contract",
     "completion": "print the script that completes commands, recipes, groups and keys in bash",
 }
@@ -62,7 +64,7 @@ def _dispatch(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         raise UserError(_unknown(command))
-    module = importlib.import_module(f"nnicompress.commands.{command}")
+    module = importlib.import_module(f"nnicompress.commands.{command.replace('-', '_')}")
     if "-h" in rest or "--help" in rest:
         print(module.HELP.strip())
         return 0

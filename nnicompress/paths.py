@@ -44,7 +44,7 @@ def find_groups(config_dir: Path | None = None) -> dict[str, dict[str, Path]]:
 
 def summary(file: Path) -> str:
     """The first comment line of a YAML file (Hydra's `# @package` lines left out), or an empty string."""
-    for line in _leading_comments(file):
+    for line in leading_comments(file):
         if line and not line.startswith("@"):
             return line
     return ""
@@ -81,7 +81,8 @@ def _named_files(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _leading_comments(file: Path) -> Iterator[str]:
+def leading_comments(file: Path) -> Iterator[str]:
+    """The lines of comment that a YAML file begins with, without their `#`."""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.strip() and not line.startswith("#"):

@@ -18,6 +18,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "reproduce": _RECIPE_OPTIONS,
     "sensitivity": (*_RECIPE_OPTIONS, "--smoke", "--fresh", "--explain"),
     "ls": ("--config-dir", "--help"),
+    "import-nni": ("--output", "--traceback", "--help"),
     "show": ("--help",),
     "compare": ("--html", "--traceback", "--help"),
     "doctor": ("--input", "--model", "--kind", "--trust", "--traceback", "--help"),
@@ -57,7 +58,7 @@ def candidates(line: str) -> list[str]:
 
 def _positional(command: str) -> list[str]:
     if command == "ls":
-        return ["recipe", *find_groups()]
+        return ["recipe", *find_groups(), "compressors"]
     if command in ("show", "compare", "export"):
         return sorted(report.parent.as_posix() for report in Path("runs").glob("*/report.json"))
     return ["bash"]

@@ -14,7 +14,11 @@ from nnicompress.doctor.sample import SampleNet, sample_evaluator
 from nnicompress.graph import capture, find_channel_groups
 from nnicompress.pipeline.seeding import seed_everything
 from nnicompress.pruning.importance import Importance, Scope
-from nnicompress.pruning.scores import measure
+from nnicompress.pruning.learning import make_learning
+from nnicompress.pruning.masks import Masks
+from nnicompress.pruning.norms import NormSlots
+from nnicompress.pruning.scores import counted_slots, measure
+from nnicompress.pruning.settings import ImportanceSettings
 
 SHAPES = ((6,), (6, 5), (6, 5, 3, 3))
 """A bias, a linear layer's weight, a convolution's."""
@@ -36,7 +40,9 @@ class ImportanceSubject:
     def score(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """One score an element, called as the pruner calls it."""
         with torch.no_grad():
-            given = gradient if self.importance.needs_gradient else torch.zeros(())
+            given = gradient if self.importance.reads_evidence else torch.zeros(())
+            if self.importance.inputs is not None:
+                given = self.importance.inputs.of_mean(self.importance.inputs.of_values(gradient))
             return self.elements(weight, given)
 
     def group(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -62,7 +68,10 @@ def is_importance(subject: ImportanceSubject) -> str:
         raise Wrong(f"scope is one of {', '.join(get_args(Scope))}, not {own.scope!r}")
     if not isinstance(own.needs_gradient, bool):
         raise Wrong(f"needs_gradient is True or False, not {own.needs_gradient!r}")
-    return f"{own.name}, scope {own.scope}, {'with' if own.needs_gradient else 'without'} gradients"
+    return f"{own.name}, scope {own.scope}, {_EVIDENCE[own.needs_gradient, own.reads_evidence]}"
+
+
+_EVIDENCE = {(True, True): "with gradients", (False, False): "without gradients", (False, True): "with other evidence"}
 
 
 def keeps_shape(subject: ImportanceSubject) -> str:
@@ -130,15 +139,17 @@ def gradient_is_honest(subject: ImportanceSubject) -> str:
             first = subject.elements(weight, gradient)
             second = subject.elements(weight, 3 * gradient + 1)
         differs |= not torch.equal(first, second)
-    if differs and not subject.importance.needs_gradient:
+    if differs and not subject.importance.reads_evidence:
         raise Wrong("needs_gradient is False, and the scores depend on the gradient, which is zero then")
-    if not differs and subject.importance.needs_gradient:
+    if not differs and subject.importance.reads_evidence:
         raise Wrong("needs_gradient is True, and the scores don't depend on the gradient: batches are run for nothing")
     return "needs gradients and reads them" if differs else "needs none and reads none"
 
 
 def scales(subject: ImportanceSubject) -> str:
     """A channel of zeros is missed least, and larger weights are not missed less."""
+    if subject.importance.moves:
+        return "not asked: movement has a sign"
     for weight, gradient in _inputs():
         small, large = subject.group(weight, gradient), subject.group(10 * weight, gradient)
         nothing = subject.group(torch.zeros_like(weight), gradient)
@@ -158,8 +169,15 @@ def ranks_a_model(subject: ImportanceSubject) -> str:
     evaluator = sample_evaluator(model)
     with evaluator.bound(model):
         args, kwargs = evaluator.example_inputs(2)
-        widths = find_channel_groups(capture(model, args, kwargs)).widths
-        scores = measure(evaluator, subject.importance, widths, {}, training_steps=2)
+        norms, own = NormSlots.of_model(model), subject.importance
+        found = find_channel_groups(capture(model, args, kwargs)).widths
+        widths = tuple(width for width in found if counted_slots(width, own.scope, norms))
+        learning = make_learning(own, ImportanceSettings(), widths, {})
+        if learning is not None:
+            learning.attach(evaluator, Masks({}))
+            evaluator.train(max_steps=2)
+        learned = None if learning is None else learning.scores()
+        scores = measure(evaluator, own, widths, {}, training_steps=2) if learned is None else learned
     for width in widths:
         if len(set(scores[width.name].tolist())) == 1:
             raise Wrong(f"all {width.size} channels of {width.name} get the same score")

@@ -12,7 +12,7 @@ from nnicompress.events import Event, Note, StageResumed, StepDone
 from nnicompress.pipeline.checkpoint import State
 from nnicompress.pipeline.context import Context
 from nnicompress.pipeline.job import StagePlan
-from nnicompress.pipeline.weights import all_tensors, set_tensors
+from nnicompress.tensors import all_tensors, set_tensors
 
 
 class ResumableStage:

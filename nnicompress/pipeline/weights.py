@@ -34,18 +34,6 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             buffer.copy_(stored[name])
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by its first name, persistent or not."""
-    return dict([*model.named_parameters(), *model.named_buffers()])
-
-
-@torch.no_grad()
-def set_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors` into those of `all_tensors(model)`, in place, so that nothing that holds them notices."""
-    for name, tensor in all_tensors(model).items():
-        tensor.copy_(tensors[name])
-
-
 def _other_buffers(model: nn.Module) -> dict[str, Tensor]:
     kept = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name not in kept}

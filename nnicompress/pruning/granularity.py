@@ -4,23 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnicompress.errors import ConfigError
+from nnicompress.pruning.settings import N_OF_M
 
 ELEMENT = "element"
 
 
+def kept_of(granularity: str | Sequence[int]) -> tuple[int, int] | None:
+    """(2, 4) for `2:4`, where two of every four weights stay; None for another granularity."""
+    found = N_OF_M.fullmatch(granularity) if isinstance(granularity, str) else None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def pool_shape(granularity: str, shape: Sequence[int], *, tensor: str, key: str) -> tuple[int, ...]:
+    """The lengths of a pool of which N:M keeps N weights: M input channels at one output and place.
+
+    So lie the weights that a sparse matrix product of NVIDIA's reads (Mishra et al. 2021, section 3).
+
+    Raises:
+        ConfigError: the tensor has no input channels, or M does not divide them.
+    """
+    found = kept_of(granularity)
+    assert found is not None, granularity
+    if len(shape) < 2 or shape[1] % found[1]:
+        has = f"{shape[1]} input channels" if len(shape) > 1 else "no input channels"
+        raise ConfigError(
+            f"{granularity} needs a multiple of {found[1]} input channels, and {tensor} has {has}", key=key
+        )
+    return (1, found[1]) + (1,) * (len(shape) - 2)
+
+
+def lowest_in_pools(
+    scores: NDArray[np.float64], shape: Sequence[int], pool: Sequence[int], ratio: float
+) -> NDArray[np.int64]:
+    """Flat indices of the elements with the lowest scores of each pool, sorted: `ratio` of it, to the nearest count."""
+    split: list[int] = []
+    for size, length in zip(shape, pool, strict=True):
+        split += [size // length, length]
+    counts, lengths = range(0, len(split), 2), range(1, len(split), 2)
+    members = np.arange(len(scores)).reshape(split).transpose(*counts, *lengths).reshape(-1, int(np.prod(pool)))
+    order = np.argsort(scores[members], axis=1, kind="stable")
+    count = int(ratio * members.shape[1] + 0.5)
+    return np.sort(np.take_along_axis(members, order[:, :count], axis=1).ravel())
+
+
 def block_shape(granularity: str | Sequence[int], shape: Sequence[int], *, tensor: str, key: str) -> tuple[int, ...]:
-    """The block's length along every dimension of a tensor of this shape: 1 each for `element`.
+    """The block's length along every dimension of a tensor of this shape: 1 each for `element` and N:M.
 
     A block names the leading dimensions; -1 is the whole dimension, and the dimensions it does not name have length 1.
 
     Raises:
         ConfigError: the block has more dimensions than the tensor, or does not divide it.
     """
-    if granularity == ELEMENT:
+    if granularity == ELEMENT or kept_of(granularity) is not None:
         return (1,) * len(shape)
     assert not isinstance(granularity, str), granularity
     if len(granularity) > len(shape):

@@ -85,7 +85,7 @@ class Masks:
             if parameter.requires_grad:
                 hook = _gradient_filler(name, self._fills[name])
                 handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
-        return _Attached(handles)
+        return Attached(handles)
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -100,8 +100,8 @@ class Masks:
         return {name: parameters[name] for name in self.keep}
 
 
-class _Attached:
-    """All registrations of one `attach`."""
+class Attached:
+    """Several registrations that are undone together."""
 
     def __init__(self, handles: list[Handle]) -> None:
         self._handles = handles

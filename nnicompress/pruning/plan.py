@@ -9,7 +9,7 @@ from torch import nn
 
 from nnicompress.errors import ConfigError
 from nnicompress.graph.widths import ChannelGroups, Slot, Width
-from nnicompress.pruning.granularity import block_shape
+from nnicompress.pruning.granularity import block_shape, kept_of, pool_shape
 from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, PrunerSettings, TensorSettings
 from nnicompress.pruning.targets import Selection, parameter_names, select
 
@@ -38,6 +38,8 @@ class TensorTarget:
     target: str
     settings: TensorSettings
     block: tuple[int, ...]
+    pool: tuple[int, ...] | None = None
+    """Where weights are ranked only among their neighbours: the lengths of such a pool."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Plan:
     widths: tuple[WidthTarget, ...]
     tensors: tuple[TensorTarget, ...]
     unpruned: tuple[Unpruned, ...]
+
+    def to_score(self) -> tuple[tuple[Width, ...], dict[str, tuple[int, ...]]]:
+        """The widths, and the block of each parameter by its name."""
+        widths = tuple(target.width for target in self.widths)
+        return widths, {target.tensor: target.block for target in self.tensors}
 
 
 def first_producer(width: Width) -> Slot:
@@ -81,7 +88,7 @@ def make_plan(model: nn.Module, settings: PrunerSettings, groups: ChannelGroups 
     for name, target in settings.targets.items():
         selection = select(model, target, key=f"targets.{name}")
         for tensor in selection.target_names:
-            asked = target.of_tensor(tensor)
+            asked = settings.asked(target.of_tensor(tensor))
             granularity = settings.granularity_of(asked)
             owners = parameter_names(model, selection, tensor)
             if granularity in CHANNEL_GRANULARITIES:
@@ -93,12 +100,17 @@ def make_plan(model: nn.Module, settings: PrunerSettings, groups: ChannelGroups 
                     widths[width_target.width.name] = width_target if known is None else _merged(known, width_target)
                 continue
             for parameter in dict.fromkeys(owners.values()):
-                block = block_shape(
-                    granularity, parameters[parameter].shape, tensor=parameter, key=f"targets.{name}.granularity"
-                )
-                own = TensorTarget(parameter, name, asked, block)
+                shape, key = parameters[parameter].shape, f"targets.{name}.granularity"
+                block = block_shape(granularity, shape, tensor=parameter, key=key)
+                pool = None
+                if kept_of(granularity) is not None:
+                    pool = pool_shape(str(granularity), shape, tensor=parameter, key=key)
+                elif settings.allocation.within == "output":
+                    pool = (1, *shape[1:])
+                own = TensorTarget(parameter, name, asked, block, pool)
                 before = tensors.setdefault(parameter, own)
-                if before.settings.sparse_ratio != asked.sparse_ratio or before.block != block:
+                same = (before.settings.sparse_ratio, before.block, before.pool) == (asked.sparse_ratio, block, pool)
+                if not same:
                     raise ConfigError(
                         f"{parameter} is also in targets.{before.target}, with another sparse_ratio or granularity",
                         key=f"targets.{name}",
@@ -120,8 +132,7 @@ def _width_targets(
     excluded = _parameters_under(model, selection.excluded)
     found: list[WidthTarget] = []
     left: list[Unpruned] = []
-    ratio = asked.sparse_ratio
-    assert ratio is not None
+    ratio = asked.sparse_ratio or 0.0
     reached: set[str] = set()
     for width in groups.widths:
         slots = {module_of[s.tensor]: s for s in reversed(width.slots) if s.tensor in module_of and s.role in roles}
@@ -165,12 +176,12 @@ def _merged(first: WidthTarget, second: WidthTarget) -> WidthTarget:
     a, b = first.settings, second.settings
     if a.sparse_ratio != b.sparse_ratio:
         raise ConfigError(
-            f"asks for {b.sparse_ratio:g} of {', '.join(second.modules)}, and targets.{first.target} for "
-            f"{a.sparse_ratio:g} of {', '.join(first.modules)}; they share the channels of {first.width.name}, so the "
-            "ratios must agree",
+            f"asks for {_shown(b.sparse_ratio)} of {', '.join(second.modules)}, and targets.{first.target} for "
+            f"{_shown(a.sparse_ratio)} of {', '.join(first.modules)}; they share the channels of {first.width.name}, "
+            "so the ratios must agree",
             key=f"targets.{second.target}.sparse_ratio",
         )
-    for name in ("dependency_group_id", "global_group_id"):
+    for name in ("dependency_group_id", "global_group_id", "sparse_threshold"):
         if getattr(a, name) != getattr(b, name):
             raise ConfigError(
                 f"is not that of targets.{first.target}, and both prune {first.width.name}",
@@ -182,6 +193,10 @@ def _merged(first: WidthTarget, second: WidthTarget) -> WidthTarget:
     new = tuple(module for module in second.modules if module not in first.modules)
     share = second.cost * len(new) // len(second.modules)
     return replace(first, settings=a.model_copy(update=bounds), modules=first.modules + new, cost=first.cost + share)
+
+
+def _shown(ratio: float | None) -> str:
+    return "no ratio" if ratio is None else f"{ratio:g}"
 
 
 def _parameters_under(model: nn.Module, modules: Iterable[str]) -> set[str]:

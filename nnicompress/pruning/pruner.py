@@ -1,44 +1,45 @@
 """The pruner: importance x granularity x allocation x schedule, around the user's training.
 
+train training_steps, scores are learned        only where the importance learns: learning.py
 for each removal of the schedule:               one_shot: a single one
     scores     <- importance over batches       scores.py, importance.py
-    removal    <- scores and ratios             allocation.py
+    removal    <- scores and ratios             allotment.py, allocation.py; with a budget: budget.py
     masks      <- removal                       masks.py
+    first weights come back                     only for lottery_ticket, which trains before the first removal, too
     train interval_steps, masks enforced        (not after the last)
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnicompress import exchange
-from nnicompress.errors import ConfigError, NothingPrunedError
+from nnicompress import distributed, exchange
+from nnicompress.errors import NothingPrunedError
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.events import Listener, Note, silent
 from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
-from nnicompress.graph.widths import ChannelGroups, Indices
-from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize, rounding_step
-from nnicompress.pruning.equal_drop import at_equal_drop
+from nnicompress.graph.widths import ChannelGroups
+from nnicompress.pruning.allotment import Allotments, Allotter, Ask
+from nnicompress.pruning.budget import Budget, smallest_scale
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
+from nnicompress.pruning.learning import Learning, make_learning
 from nnicompress.pruning.masks import Masks
-from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget, make_plan
+from nnicompress.pruning.plan import Plan, make_plan
 from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
-from nnicompress.pruning.schedule import fractions
-from nnicompress.pruning.scores import Scores, measure
-from nnicompress.pruning.settings import PrunerSettings, TensorSettings
+from nnicompress.pruning.schedule import Growth, growths
+from nnicompress.pruning.scores import Scores, checked, measure
+from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.tensors import all_tensors, set_tensors
 
-MOST_OF_A_WIDTH = 0.95
-"""The default `max_sparse_ratio` of channels: competing widths may not empty a layer."""
 Targets = Sequence[Mapping[str, Any]]
 _UNEQUAL_MASKS = (
     "their scores were made of different weights, gradients or random numbers; the training must average its gradients "
@@ -82,7 +83,9 @@ class Pruner:
         self._listener = listener
         self._importance = own if own is not None else importance_of(settings.importance)
         self._at = Position(0, Removed({}, {}))
-        self._resume: Position | None = None
+        self._resume: Mapping[str, Any] | None = None
+        self._origin: dict[str, Tensor] | None = None
+        self._learning: Learning | None = None
 
     @staticmethod
     def requirements(settings: PrunerSettings, importance: Importance | None = None) -> tuple[tuple[str, str], ...]:
@@ -93,6 +96,10 @@ class Pruner:
             needs.append(("example_inputs", "to follow the model's channels through one forward"))
         if importance.needs_gradient:
             needs.append(("iterate", f"to gather the gradients of {importance.name} importance"))
+        if importance.inputs is not None:
+            needs.append(("iterate", f"to gather the layers' inputs for {importance.name} importance"))
+        if importance.learning is not None:
+            needs.append(("train", f"to learn {importance.name} importance"))
         if settings.schedule.name != "one_shot":
             needs.append(("train", f"to train between the removals of the {settings.schedule.name} schedule"))
         return tuple(needs)
@@ -113,101 +120,101 @@ class Pruner:
                 args, kwargs = self.evaluator.example_inputs(2)
                 groups = find_channel_groups(capture(model, args, kwargs))
             plan = make_plan(model, self.settings, groups)
-            shares = fractions(self.settings.schedule)
-            at, self._resume = self._resume or Position(0, Removed({}, {})), None
-            removed = at.removed
-            if at.number:  # the training after removal `number` was cut off: the evaluator knows where
-                self._train(self._masks(model, plan, removed), at)
-            for number, share in enumerate(shares[at.number :], start=at.number + 1):
-                removed, allotments = self._remove(plan, share, removed)
-                masks = self._masks(model, plan, removed)
-                exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
-                rows, unprunable, totals = describe(model, plan, allotments, share)
-                removal = {name: indices for name, indices in removed.widths.items() if len(indices)}
-                result = PruningResult(removal, masks, rows, unprunable, totals, groups)
-                self._tell(result, number, len(shares))
-                if number < len(shares):
-                    self._train(masks, Position(number, removed))
-            masks.apply(model)
+            steps = growths(self.settings.schedule)
+            self._begin(model, plan)
+            removed = self._at.removed
+            # Either the training after removal `number` was cut off, and the evaluator knows where, or there is one
+            # before the first removal.
+            if self._at.number or self._learning is not None or self._origin is not None:
+                self._train(self._masks(model, plan, removed), self._at)
+            for number, grow in enumerate(steps[self._at.number :], start=self._at.number + 1):
+                removed, result = self._remove(plan, groups, grow, removed)
+                self._tell(result, number, len(steps))
+                self._rewind(model)
+                if number < len(steps):
+                    self._train(result.masks, Position(number, removed))
+            result.masks.apply(model)
         if not result.removed and result.asked > 0:
             reasons = "; ".join(result.reasons[:5]) or "the ratios are smaller than one channel group"
             raise NothingPrunedError(f"nothing was pruned: {reasons}")
         return result
 
-    def _remove(self, plan: Plan, share: float, removed: Removed) -> tuple[Removed, dict[str, Allotment]]:
-        """One removal: measure, allocate; what was removed before stays so."""
-        scores = measure(
+    def _remove(
+        self, plan: Plan, groups: ChannelGroups | None, grow: Growth, removed: Removed
+    ) -> tuple[Removed, PruningResult]:
+        """One removal: measure, allot, mask; what was removed before stays so, unless the importance releases it."""
+        model = self.evaluator.model
+        if self._learning is not None:
+            self._learning.uncover(model)
+            if self._learning.releases:
+                removed = Removed({}, {})
+        scores = self._scores(plan)
+        allotter = Allotter(model, plan, self.settings.allocation, comparable=self._importance.comparable)
+        allot = functools.partial(allotter, scores, removed=removed)
+        ask = self._ask(plan, groups, allot, grow)
+        allotted = allot(ask)
+        removed = allotted.removed(plan)
+        masks = self._masks(model, plan, removed)
+        exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
+        rows, unprunable, totals = describe(model, plan, allotted.of, allotted.ratios, ask.of_unprunable)
+        removal = {name: indices for name, indices in removed.widths.items() if len(indices)}
+        return removed, PruningResult(removal, masks, rows, unprunable, totals, groups)
+
+    def _begin(self, model: nn.Module, plan: Plan) -> None:
+        """Take up what the trainings need, from the start or from where an earlier run was cut off."""
+        self._learning = make_learning(self._importance, self.settings.importance, *plan.to_score())
+        rewinds = self.settings.schedule.name == "lottery_ticket"
+        self._origin = {n: t.detach().clone() for n, t in all_tensors(model).items()} if rewinds else None
+        self._at = Position(0, Removed({}, {}))
+        state, self._resume = self._resume, None
+        if state is not None:
+            self._at = Position.from_state(state)
+            self._origin = state["origin"]
+            if self._learning is not None:
+                self._learning.load_state_dict(state["learning"])
+
+    def _ask(self, plan: Plan, groups: ChannelGroups | None, allot: Callable[[Ask], Allotments], grow: Growth) -> Ask:
+        """What this removal asks for; where a budget is given, the least that meets it."""
+        target = self.settings.target
+        if target is None:
+            return Ask(grow)
+        assert groups is not None, "a budget needs channel granularities"
+        budget = Budget(target, self.evaluator.model, groups, self.evaluator.example_inputs(1))
+        ratios = [width.settings.sparse_ratio for width in plan.widths]
+        largest = max((ratio for ratio in ratios if ratio is not None), default=1.0) or 1.0
+
+        def remaining(scale: float) -> float:
+            return budget.remaining(allot(Ask(grow, scale, largest)).removed(plan).widths)
+
+        goal = 1 - grow(1 - target.remaining)
+        # Latencies differ from process to process; what the main one decides the others follow.
+        scale = distributed.from_main(lambda: smallest_scale(remaining, goal, kind=target.kind))
+        self._listener(Note(f"{remaining(scale):.1%} of the {target.kind} remain (asked: {goal:.1%})"))
+        return Ask(grow, scale, largest)
+
+    def _rewind(self, model: nn.Module) -> None:
+        if self._origin is not None:
+            set_tensors(model, self._origin)
+
+    def _scores(self, plan: Plan) -> dict[str, Scores]:
+        learned = None if self._learning is None else self._learning.scores()
+        if learned is not None:
+            return checked(learned, self._importance, batches=1)
+        importance = self.settings.importance
+        return measure(
             self.evaluator,
             self._importance,
-            tuple(target.width for target in plan.widths),
-            {target.tensor: target.block for target in plan.tensors},
-            training_steps=self.settings.importance.training_steps,
-            seed=self.settings.importance.seed,
-        )
-        allotments: dict[str, Allotment] = {}
-        compete = self.settings.allocation.name == "global"
-        for units in self._pools(plan, scores, share, removed).values():
-            if self.settings.allocation.drops is not None:
-                each, members = zip(*units, strict=True)
-                units = list(zip(at_equal_drop(each, members, self.settings.allocation.drops), members, strict=True))
-            allotted = allocate([unit for unit, _ in units], compete=compete)
-            allotments |= {member: allotted[unit.name] for unit, members in units for member in members}
-        widths = {target.width.name: allotments[target.width.name].removed for target in plan.widths}
-        tensors = {target.tensor: allotments[target.tensor].removed for target in plan.tensors}
-        return Removed(widths, tensors), allotments
-
-    def _pools(
-        self, plan: Plan, scores: Mapping[str, Scores], share: float, removed: Removed
-    ) -> dict[Hashable, list[tuple[Unit, tuple[str, ...]]]]:
-        """Units that share a budget: a target's, or a `global_group_id`'s; a unit may stand for several widths."""
-        pools: dict[Hashable, list[tuple[Unit, tuple[str, ...]]]] = defaultdict(list)
-        for members in _dependent(plan.widths):
-            unit = self._width_unit(members, scores, share, removed)
-            pools["channels", _pool(members[0])].append((unit, tuple(member.width.name for member in members)))
-        for target in plan.tensors:
-            gone = removed.tensors.get(target.tensor, np.empty(0, dtype=np.int64))
-            own, alive = _without(scores[target.tensor], gone)
-            own = normalize(own, self.settings.allocation.normalize or "none", alive)
-            least, most = _bounds(target.settings, len(own), share, len(gone), 1.0)
-            assert target.settings.sparse_ratio is not None
-            unit = Unit(
-                target.tensor,
-                own,
-                target.settings.sparse_ratio * share,
-                cost=math.prod(target.block),
-                least=least,
-                most=most,
-            )
-            pools["weights", _pool(target)].append((unit, (target.tensor,)))
-        return pools
-
-    def _width_unit(
-        self, members: Sequence[WidthTarget], scores: Mapping[str, Scores], share: float, removed: Removed
-    ) -> Unit:
-        first = members[0]
-        gone = removed.widths.get(first.width.name, np.empty(0, dtype=np.int64))
-        total = np.zeros(first.width.size)
-        for member in members:
-            own, alive = _without(scores[member.width.name], gone)
-            total += normalize(own, self.settings.allocation.normalize or "mean", alive)
-        ratio = first.settings.sparse_ratio
-        assert ratio is not None
-        least, most = _bounds(first.settings, first.width.size, share, len(gone), max(MOST_OF_A_WIDTH, ratio))
-        round_to = self.settings.allocation.round_to
-        return Unit(
-            first.width.name,
-            total,
-            ratio * share,
-            cost=sum(member.cost for member in members),
-            step=max(rounding_step(round_to, m.width.size, m.channels_per_group) for m in members),
-            least=least,
-            most=most,
+            *plan.to_score(),
+            training_steps=importance.training_steps,
+            seed=importance.seed,
         )
 
     def _masks(self, model: nn.Module, plan: Plan, removed: Removed) -> Masks:
         masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths)
         keep: dict[str, Tensor] = {}
         for target in plan.tensors:
+            if target.tensor not in removed.tensors:  # before the first removal
+                continue
             shape = model.get_parameter(target.tensor).shape
             blocks = torch.ones(math.prod(shape) // math.prod(target.block), dtype=torch.bool)
             blocks[torch.from_numpy(removed.tensors[target.tensor])] = False
@@ -216,20 +223,24 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Which removal the training in progress follows, and what has been removed; see `load_state_dict`."""
-        return self._at.state_dict()
+        learning = {} if self._learning is None else self._learning.state_dict()
+        return {**self._at.state_dict(), "learning": learning, "origin": self._origin}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `compress` goes on with the training after that removal.
 
         The model's weights and the evaluator's own state are the caller's to restore.
         """
-        self._resume = Position.from_state(state)
+        self._resume = state
 
     def _train(self, masks: Masks, at: Position) -> None:
         self._at = at
-        handle = masks.attach(self.evaluator)
+        learning = self._learning
+        handle = masks.attach(self.evaluator) if learning is None else learning.attach(self.evaluator, masks)
+        first = at.number == 0 and learning is not None
+        steps = self.settings.importance.training_steps if first else self.settings.schedule.interval_steps
         try:
-            self.evaluator.train(max_steps=self.settings.schedule.interval_steps)
+            self.evaluator.train(max_steps=steps)
         finally:
             handle.remove()
 
@@ -239,46 +250,3 @@ class Pruner:
         if number == count and result.reasons:
             more = f" (and {len(result.reasons) - 5} more)" if len(result.reasons) > 5 else ""
             self._listener(Note(f"less than asked: {'; '.join(result.reasons[:5])}{more}", warning=True))
-
-
-def _dependent(widths: Sequence[WidthTarget]) -> list[tuple[WidthTarget, ...]]:
-    """Widths that lose the same indices: those of one `dependency_group_id` together, the others alone."""
-    together: dict[Hashable, list[WidthTarget]] = defaultdict(list)
-    for target in widths:
-        group = target.settings.dependency_group_id
-        together[("width", target.width.name) if group is None else ("group", group)].append(target)
-    for members in together.values():
-        first = members[0]
-        for other in members[1:]:
-            key = f"targets.{other.target}.dependency_group_id"
-            if other.width.size != first.width.size:
-                raise ConfigError(
-                    f"{other.width.name} has {other.width.size} channel groups and {first.width.name} "
-                    f"{first.width.size}; widths that depend on each other must be equal",
-                    key=key,
-                )
-            if other.settings.sparse_ratio != first.settings.sparse_ratio:
-                raise ConfigError(
-                    f"targets.{first.target} has the same dependency_group_id and another sparse_ratio", key=key
-                )
-    return [tuple(members) for members in together.values()]
-
-
-def _pool(target: WidthTarget | TensorTarget) -> Hashable:
-    group = target.settings.global_group_id
-    return ("target", target.target) if group is None else ("group", group)
-
-
-def _without(scores: Scores, gone: Indices) -> tuple[Scores, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Scores in which what is removed already comes first, and which groups are alive."""
-    alive = np.ones(len(scores), dtype=np.bool_)
-    alive[gone] = False
-    return np.where(alive, scores, -np.inf), alive
-
-
-def _bounds(settings: TensorSettings, size: int, share: float, gone: int, default_most: float) -> tuple[int, int]:
-    """The least and the most groups to remove; the lower bound grows with the schedule, removed groups stay removed."""
-    low = settings.min_sparse_ratio or 0.0
-    high = default_most if settings.max_sparse_ratio is None else settings.max_sparse_ratio
-    most = max(math.floor(high * size + 1e-9), gone)
-    return min(max(math.ceil(low * share * size - 1e-9), gone), most), most

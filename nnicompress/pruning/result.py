@@ -14,6 +14,7 @@ from nnicompress.graph.widths import ChannelGroups, Indices
 from nnicompress.pruning.allocation import Allotment
 from nnicompress.pruning.masks import Masks
 from nnicompress.pruning.plan import Plan
+from nnicompress.pruning.schedule import Growth
 
 NEAR = 0.01
 """A removed share this near below the asked one is as asked: widths have steps."""
@@ -143,9 +144,13 @@ class PruningResult:
 
 
 def describe(
-    model: nn.Module, plan: Plan, allotments: Mapping[str, Allotment], share: float
+    model: nn.Module, plan: Plan, allotments: Mapping[str, Allotment], ratios: Mapping[str, float], unprunable: Growth
 ) -> tuple[tuple[PrunedRow, ...], tuple[str, ...], dict[str, Total]]:
-    """The rows, the unprunable lines, and the totals by unit, at `share` of the final ratios."""
+    """The rows, the unprunable lines, and the totals by unit.
+
+    `ratios` are the shares that widths and tensors were asked to lose, by name; `unprunable` gives what was asked of
+    channels that must stay, from the ratio of their target.
+    """
     rows: list[PrunedRow] = []
     sums: dict[str, list[tuple[float, float, float]]] = {}
     for target in plan.widths:
@@ -154,17 +159,17 @@ def describe(
         asked = round(allotment.asked * each)
         counts = (width.size * each, asked, removed * each)
         rows.append(PrunedRow(width.name, target.target, target.modules, "channels", *counts, allotment.note))
-        ratio = (target.settings.sparse_ratio or 0.0) * share
-        sums.setdefault("channels", []).append((channels, ratio * channels, removed * target.cost))
+        asked_channels = ratios[width.name] * channels
+        sums.setdefault("channels", []).append((channels, asked_channels, removed * target.cost))
     for entry in plan.unpruned:
-        sums.setdefault("channels", []).append((entry.channels, entry.ratio * share * entry.channels, 0.0))
+        sums.setdefault("channels", []).append((entry.channels, unprunable(entry.ratio) * entry.channels, 0.0))
     for tensor in plan.tensors:
         each, allotment = math.prod(tensor.block), allotments[tensor.tensor]
         size, removed = model.get_parameter(tensor.tensor).numel(), len(allotment.removed) * each
         module = tensor.tensor.rpartition(".")[0]
         asked = round(allotment.asked * each)
         rows.append(PrunedRow(tensor.tensor, tensor.target, (module,), "weights", size, asked, removed, allotment.note))
-        sums.setdefault("weights", []).append((size, (tensor.settings.sparse_ratio or 0.0) * share * size, removed))
+        sums.setdefault("weights", []).append((size, ratios[tensor.tensor] * size, removed))
     lines = tuple(
         f"{entry.module}: {entry.channels} of {entry.of} channels can't be pruned: {entry.reason}"
         for entry in plan.unpruned

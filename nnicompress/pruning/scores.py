@@ -14,6 +14,8 @@ from nnicompress.evaluators.contract import Evaluator, StepEvent
 from nnicompress.graph.widths import Slot, Width
 from nnicompress.pruning.granularity import block_sums
 from nnicompress.pruning.importance import Importance, Scope
+from nnicompress.pruning.inputs import gather
+from nnicompress.pruning.norms import NormSlots
 
 Scores = NDArray[np.float64]
 Blocks = Mapping[str, tuple[int, ...]]
@@ -31,14 +33,14 @@ def measure(
 ) -> dict[str, Scores]:
     """Scores of every width (by name, shape [size]) and of every tensor's blocks (by parameter name, flat).
 
-    Where the importance needs gradients they come from `training_steps` batches; the model does not change. The
-    evaluator must be bound.
+    Where the importance needs gradients or inputs they come from `training_steps` batches; the model does not change.
+    The evaluator must be bound.
 
     Raises:
-        JobError: a score is not finite, or nothing that a width's score is made of has a gradient.
+        JobError: a score is not finite; a width has nothing that its score is made of, or no gradient of that.
     """
     model = evaluator.model
-    if importance.elements is None:
+    if importance.is_random:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         sizes = {width.name: width.size for width in widths}
         parameters = dict(model.named_parameters())
@@ -46,17 +48,22 @@ def measure(
         return {
             name: torch.rand(size, generator=generator, dtype=torch.float64).numpy() for name, size in sizes.items()
         }
+    _require_norms(model, importance, widths)
+    if importance.inputs is not None:
+        used = {slot.tensor for width in widths for slot in counted_slots(width, importance.scope)} | blocks.keys()
+        inputs = gather(evaluator, importance.inputs, used, training_steps)
+        _require_inputs(importance, widths, blocks, inputs)
+        return checked(score_once(model, importance, widths, blocks, inputs), importance, batches=1)
     if not importance.needs_gradient:
-        totals = _score_once(model, importance, widths, blocks)
-        return _checked(totals, importance, batches=1)
+        return checked(score_once(model, importance, widths, blocks), importance, batches=1)
 
-    totals = {}
+    totals: dict[str, Scores] = {}
     batches = 0
 
     def add(event: StepEvent) -> None:
         nonlocal batches
         batches += 1
-        for name, scores in _score_once(event.model, importance, widths, blocks).items():
+        for name, scores in score_once(event.model, importance, widths, blocks).items():
             totals[name] = totals[name] + scores if name in totals else scores
 
     _require_gradients(model, importance, widths, blocks)
@@ -67,38 +74,59 @@ def measure(
         handle.remove()
     if not batches:
         raise JobError(f"{importance.name}: the evaluator ran no batch with gradients, so nothing could be scored")
-    return _checked(totals, importance, batches)
+    return checked(totals, importance, batches)
 
 
 def width_scores(
     parameters: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor | None],
+    evidence: Mapping[str, Tensor | None],
     importance: Importance,
     widths: tuple[Width, ...],
+    norms: NormSlots | None = None,
 ) -> dict[str, Tensor]:
-    """The score of each channel group of each width, shape [size], float64, from one set of gradients.
+    """The score of each channel group of each width, shape [size], float64, from one set of gradients (or inputs).
 
-    Every parameter slot of a group counts (or those of its producers, by the importance's scope). An element that lies
-    in two groups, as a convolution's weight [o, i] does, counts in both; one that two slots of one group share counts
-    twice, as it does in the derivative by a gate on the group. Buffers and parameters without a gradient add nothing.
+    Every parameter slot of a group counts (or those that the importance's scope names). An element that lies in two
+    groups, as a convolution's weight [o, i] does, counts in both; one that two slots of one group share counts twice,
+    as it does in the derivative by a gate on the group. Buffers and parameters without evidence add nothing.
     """
+    if importance.rows is not None:
+        return {width.name: importance.rows(_rows(parameters, width, importance.scope)) for width in widths}
     assert importance.elements is not None
-    cache = _SlotSums(importance.elements, parameters, gradients, needs_gradient=importance.needs_gradient)
+    cache = _SlotSums(importance.elements, parameters, evidence, needs_evidence=importance.reads_evidence)
     scores: dict[str, Tensor] = {}
     for width in widths:
         total = torch.zeros(width.size, dtype=torch.float64)
-        for slot in counted_slots(width, importance.scope):
+        count = 0
+        for slot in counted_slots(width, importance.scope, norms):
             sums = cache.along(slot.tensor, slot.dim)
             if sums is not None:
                 total += sums[torch.from_numpy(slot.indices)].sum(dim=1)
-        scores[width.name] = importance.of_group(total)
+                count += parameters[slot.tensor].numel() // len(sums) * slot.indices.shape[1]
+        scores[width.name] = importance.of_group(total / count if importance.averages else total)
     return scores
 
 
-def counted_slots(width: Width, scope: Scope) -> tuple[Slot, ...]:
-    """The slots whose elements count for the scores of `width`; all of them where none has the role asked for."""
+def counted_slots(width: Width, scope: Scope, norms: NormSlots | None = None) -> tuple[Slot, ...]:
+    """The slots whose elements count for the scores of `width`; all of them where none has the role asked for.
+
+    Where the scope is that of norms, `norms` says which parameters are theirs, and there may be none.
+    """
+    if scope == "scales" or scope == "norms":
+        counted = (NormSlots() if norms is None else norms).of(scope)
+        return tuple(slot for slot in width.slots if slot.role == "inner" and slot.tensor in counted)
     chosen = {"producers": width.producers, "consumers": width.consumers, "group": width.slots}[scope]
     return chosen or width.slots
+
+
+def _rows(parameters: Mapping[str, Tensor], width: Width, scope: Scope) -> Tensor:
+    """All counted elements of each channel group side by side: shape [size, elements], float64, on the CPU."""
+    parts = []
+    for slot in counted_slots(width, scope):
+        if slot.tensor in parameters:
+            along = parameters[slot.tensor].detach().movedim(slot.dim, 0).double().cpu()
+            parts.append(along[torch.from_numpy(slot.indices)].reshape(width.size, -1))
+    return torch.cat(parts, dim=1)
 
 
 class _SlotSums:
@@ -108,17 +136,17 @@ class _SlotSums:
         self,
         elements: Callable[[Tensor, Tensor], Tensor],
         parameters: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor | None],
+        evidence: Mapping[str, Tensor | None],
         *,
-        needs_gradient: bool,
+        needs_evidence: bool,
     ) -> None:
         self._elements = elements
-        self._parameters, self._gradients, self._needs_gradient = parameters, gradients, needs_gradient
+        self._parameters, self._evidence, self._needs_evidence = parameters, evidence, needs_evidence
         self._scored: dict[str, Tensor | None] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
 
     def along(self, name: str, dim: int) -> Tensor | None:
-        """Shape [size of dim], float64, on the CPU; None for a buffer or a parameter without a gradient."""
+        """Shape [size of dim], float64, on the CPU; None for a buffer or a parameter without evidence."""
         if (name, dim) not in self._sums:
             if name not in self._scored:
                 self._scored[name] = self._score(name)
@@ -133,39 +161,81 @@ class _SlotSums:
     def _score(self, name: str) -> Tensor | None:
         if name not in self._parameters:
             return None
-        return _element_scores(self._elements, self._parameters[name], self._gradients.get(name), self._needs_gradient)
+        return _element_scores(self._elements, self._parameters[name], self._evidence.get(name), self._needs_evidence)
 
 
 def _element_scores(
-    elements: Callable[[Tensor, Tensor], Tensor], weight: Tensor, gradient: Tensor | None, needs_gradient: bool
+    elements: Callable[[Tensor, Tensor], Tensor], weight: Tensor, evidence: Tensor | None, needs_evidence: bool
 ) -> Tensor | None:
-    if needs_gradient and gradient is None:
+    if needs_evidence and evidence is None:
         return None
     weight = weight.detach().float() if weight.dtype in (torch.float16, torch.bfloat16) else weight.detach()
-    gradient = torch.zeros((), device=weight.device) if gradient is None else gradient.detach().to(weight.dtype)
-    return elements(weight, gradient)
+    if evidence is None:
+        evidence = torch.zeros((), device=weight.device)
+    return elements(weight, evidence.detach().to(weight.device, weight.dtype))
 
 
 @torch.no_grad()
-def _score_once(
-    model: nn.Module, importance: Importance, widths: tuple[Width, ...], blocks: Blocks
+def score_once(
+    model: nn.Module,
+    importance: Importance,
+    widths: tuple[Width, ...],
+    blocks: Blocks,
+    inputs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Scores]:
-    assert importance.elements is not None
+    """The scores from the weights, the gradients and the `inputs` (of `gather`) that are there now."""
     parameters = dict(model.named_parameters())
-    gradients = {name: parameter.grad for name, parameter in parameters.items()} if importance.needs_gradient else {}
-    scores = {name: total.numpy() for name, total in width_scores(parameters, gradients, importance, widths).items()}
+    evidence: dict[str, Tensor | None] = dict(inputs or {})
+    if importance.needs_gradient:
+        evidence = {name: parameter.grad for name, parameter in parameters.items()}
+    norms = NormSlots.of_model(model)
+    scores = width_scores(parameters, evidence, importance, widths, norms)
     for name, block in blocks.items():
-        scored = _element_scores(importance.elements, parameters[name], gradients.get(name), importance.needs_gradient)
+        assert importance.elements is not None, f"{importance.name} scores channels only"
+        scored = _element_scores(importance.elements, parameters[name], evidence.get(name), importance.reads_evidence)
         if scored is None:  # not used in this forward
             scored = torch.zeros_like(parameters[name])
-        scores[name] = importance.of_group(block_sums(scored, block)).double().cpu().numpy()
-    return scores
+        scores[name] = importance.of_group(block_sums(scored, block)).double().cpu()
+    return {name: importance.of_unit(own).numpy() for name, own in scores.items()}
+
+
+def _require_norms(model: nn.Module, importance: Importance, widths: tuple[Width, ...]) -> None:
+    if importance.scope not in ("scales", "norms"):
+        return
+    norms = NormSlots.of_model(model)
+    without = [width.name for width in widths if not counted_slots(width, importance.scope, norms)]
+    if without:
+        raise JobError(
+            f"{importance.name} scores the norm behind a layer, and {_first(without)} has none: exclude it, or choose "
+            "an importance of weights (l1, taylor)"
+        )
+
+
+def _require_inputs(
+    importance: Importance, widths: tuple[Width, ...], blocks: Blocks, inputs: Mapping[str, Tensor]
+) -> None:
+    lacking = [
+        width.name for width in widths if not {s.tensor for s in counted_slots(width, importance.scope)} & inputs.keys()
+    ]
+    lacking += [name for name in blocks if name not in inputs]
+    if lacking:
+        raise JobError(
+            f"{importance.name} looks at the inputs of convolutions and linear layers, and none of them was called "
+            f"with the channels of {_first(lacking)}: exclude it, or choose another importance"
+        )
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}"
 
 
 def _require_gradients(model: nn.Module, importance: Importance, widths: tuple[Width, ...], blocks: Blocks) -> None:
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms = NormSlots.of_model(model)
     frozen = [
-        width.name for width in widths if not {s.tensor for s in counted_slots(width, importance.scope)} & trainable
+        width.name
+        for width in widths
+        if not {slot.tensor for slot in counted_slots(width, importance.scope, norms)} & trainable
     ]
     frozen += [name for name in blocks if name not in trainable]
     if frozen:
@@ -175,7 +245,8 @@ def _require_gradients(model: nn.Module, importance: Importance, widths: tuple[W
         )
 
 
-def _checked(totals: dict[str, Scores], importance: Importance, batches: int) -> dict[str, Scores]:
+def checked(totals: dict[str, Scores], importance: Importance, batches: int) -> dict[str, Scores]:
+    """The mean over the batches; a JobError where a score is not finite."""
     for name, scores in totals.items():
         if not np.isfinite(scores).all():
             raise JobError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -11,10 +12,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
 from nnicompress.settings import Settings
 
-IMPORTANCE_NAMES = ("taylor", "l1", "l2", "level", "random")
+IMPORTANCE_NAMES = (
+    "taylor", "taylor_bn", "l1", "l2", "level", "lamp", "fpgm", "slim", "apoz", "mean_activation", "wanda", "movement",
+    "soft_movement", "random",
+)  # fmt: skip
+CHANNEL_IMPORTANCES = ("taylor_bn", "fpgm", "slim", "apoz", "mean_activation")
+"""They score whole channels, and no single weights."""
+PENALTIES = {"slim": 1e-4, "soft_movement": 0.02}
+"""Importances with a penalty beside the loss, and its default strength."""
 GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
 DROPS = "${nnicompress.drops:FOLDER/sensitivity.yaml}"
 """How a recipe takes them from an analysis."""
+N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
 CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
 
 
@@ -36,12 +45,34 @@ def _positive(value: int) -> int:
     return value
 
 
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value:g} is outside (0, 1)")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value:g} is not a number of at least 0")
+    return value
+
+
+def _above_zero(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value:g} is not a number above 0")
+    return value
+
+
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _shown(granularity: str | tuple[int, ...]) -> str:
+    return granularity if isinstance(granularity, str) else str(list(granularity))
 
 
 def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,10 +86,16 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def _granularity(value: object) -> object:
     if isinstance(value, str):
+        if (found := N_OF_M.fullmatch(value)) is not None:
+            if int(found[1]) >= int(found[2]):
+                raise ValueError(f"{value} removes nothing: it keeps {found[1]} of every {found[2]} weights")
+            return value
         if value not in GRANULARITY_NAMES:
             hint = did_you_mean(value, GRANULARITY_NAMES)
             names = ", ".join(GRANULARITY_NAMES)
-            raise ValueError(f"no granularity named {value!r}{hint}; known: {names}, or a block like [4, 4]")
+            raise ValueError(
+                f"no granularity named {value!r}{hint}; known: {names}, a block like [4, 4], or N:M like '2:4'"
+            )
         return value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value or not all(type(length) is int and (length >= 1 or length == -1) for length in value):
@@ -66,7 +103,9 @@ def _granularity(value: object) -> object:
                 f"{list(value)} is not a block: it takes lengths of at least 1, or -1 for a whole dimension"
             )
         return tuple(value)
-    raise ValueError(f"{value!r} is no granularity; known: {', '.join(GRANULARITY_NAMES)}, or a block like [4, 4]")
+    names = ", ".join(GRANULARITY_NAMES)
+    # YAML 1.1 reads 2:4 without quotes as a number to the base 60.
+    raise ValueError(f"{value!r} is no granularity; known: {names}, a block like [4, 4], or N:M in quotes like '2:4'")
 
 
 Ratio = Annotated[float, AfterValidator(_ratio)]
@@ -75,8 +114,24 @@ Count = Annotated[int, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
-"""`element`, `output_channel`, `input_channel`, or a block's length along each dimension, e.g. `(4, 4)`."""
+"""`element`, `output_channel`, `input_channel`, a block's length along each dimension, e.g. `(4, 4)`, or N:M: `2:4`."""
 GroupId = int | str
+Share = Annotated[float, AfterValidator(_share)]
+Strength = Annotated[float, AfterValidator(_not_negative)]
+Positive = Annotated[float, AfterValidator(_above_zero)]
+
+_TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "aggregation": ("taylor",),
+    "scope": ("taylor", "l1", "l2", "level", "lamp", "fpgm", "wanda", "movement", "soft_movement"),
+    "seed": ("random",),
+    "regular_scale": tuple(PENALTIES),
+    "score_rate": ("soft_movement",),
+}
+"""Key -> the importances that it means something to."""
+
+
+def _verb(names: Sequence[str]) -> str:
+    return "does" if len(names) == 1 else "do"
 
 
 class ImportanceSettings(Settings):
@@ -84,7 +139,9 @@ class ImportanceSettings(Settings):
 
     name: str = "taylor"
     training_steps: Count = 20
-    """Batches over which gradients are gathered, where the importance needs them; no weight changes meanwhile."""
+    """Batches over which gradients or inputs are gathered, where they are needed; no weight changes meanwhile.
+
+    For `slim`, `movement` and `soft_movement`: optimizer steps of training before the first removal."""
     aggregation: Literal["sum_of_squares", "square_of_sum"] = "sum_of_squares"
     """For `taylor`: the sum over a channel group of (gradient * weight) squared, or the square of the sum.
 
@@ -95,21 +152,37 @@ class ImportanceSettings(Settings):
     l1 and l2 (Li et al. 2017), `consumers` for `square_of_sum`, else `group`."""
     seed: int | None = None
     """For `random`; null: PyTorch's global generator, which a run's seed sets."""
+    regular_scale: Strength | None = None
+    """For `slim`, the weight of the scales' L1 norm beside the loss; for `soft_movement`, of the sum of the scores'
+    sigmoids. null: 1e-4 (Liu et al. 2017) and 0.02."""
+    score_rate: Positive = 1.0
+    """For `soft_movement`: what a score learns a step of -gradient * weight and of the penalty."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name not in IMPORTANCE_NAMES:
             hint = did_you_mean(self.name, IMPORTANCE_NAMES)
             raise ValueError(f"no importance named {self.name!r}{hint}; known: {', '.join(IMPORTANCE_NAMES)}")
+        for key, takers in _TAKEN_BY.items():
+            if self.name not in takers and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name} takes no {key}; {', '.join(takers)} {_verb(takers)}")
         return self
+
+    @property
+    def penalty(self) -> float:
+        """The strength of the penalty beside the loss."""
+        return PENALTIES.get(self.name, 0.0) if self.regular_scale is None else self.regular_scale
 
 
 class AllocationSettings(Settings):
     """How many channel groups (or weights) each layer loses."""
 
-    name: Literal["uniform", "global", "sensitivity"] = "uniform"
-    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance; `sensitivity`:
-    each loses what costs the same drop of the metric."""
+    name: Literal["uniform", "global", "isomorphic", "sensitivity"] = "uniform"
+    """`uniform`: each loses its own `sparse_ratio`; `global`: all of a target compete on importance; `isomorphic`: only
+    those that are built alike compete (Fang et al. 2024); `sensitivity`: each loses what costs the same drop of the
+    metric."""
+    within: Literal["tensor", "output"] = "tensor"
+    """For single weights: whether those of a tensor are ranked together, or those of each output alone."""
     round_to: Annotated[int, AfterValidator(_positive)] | Literal["auto"] = "auto"
     """Kept widths are multiples of this many channels. `auto`: the greatest power of two up to an eighth of the width,
     at most 16."""
@@ -118,6 +191,11 @@ class AllocationSettings(Settings):
     weights and blocks."""
     drops: dict[str, dict[float, float]] | None = None
     """For `sensitivity`: layer -> ratio -> drop, as `nnicompress sensitivity` measures them."""
+
+    @property
+    def competes(self) -> bool:
+        """Whether importance decides between layers."""
+        return self.name in ("global", "isomorphic")
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
@@ -135,18 +213,20 @@ class AllocationSettings(Settings):
 class ScheduleSettings(Settings):
     """How the sparsity grows; every ratio is relative to the unpruned model."""
 
-    name: Literal["one_shot", "linear", "agp"] = "one_shot"
-    """`agp` grows as 1 - (1 - t)^3 (Zhu and Gupta 2017)."""
+    name: Literal["one_shot", "linear", "agp", "lottery_ticket"] = "one_shot"
+    """`agp` grows as 1 - (1 - t)^3 (Zhu and Gupta 2017). `lottery_ticket` trains before each removal, removes the same
+    share of what is left, and puts the rest back to the weights that the stage began with (Frankle and Carbin 2019)."""
     total_times: Count | None = None
     """How many times something is removed."""
     interval_steps: Count | None = None
-    """Optimizer steps of training between two removals; each interval is a training with a fresh optimizer."""
+    """Optimizer steps of training between two removals (for `lottery_ticket` before the first, too); each interval is a
+    training with a fresh optimizer."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         given = {"total_times": self.total_times, "interval_steps": self.interval_steps}
         if self.name == "one_shot" and (extra := [key for key, value in given.items() if value is not None]):
-            raise ValueError(f"one_shot takes no {' and no '.join(extra)}; name: linear or agp does")
+            raise ValueError(f"one_shot takes no {' and no '.join(extra)}; linear, agp and lottery_ticket do")
         if self.name != "one_shot" and (missing := [key for key, value in given.items() if value is None]):
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
         return self
@@ -157,6 +237,8 @@ class TensorSettings(Settings):
 
     sparse_ratio: Ratio | None = None
     """The share to remove, relative to the unpruned model."""
+    sparse_threshold: float | None = None
+    """In place of a ratio: each width (or tensor) loses what scores below this, as the importance gives it."""
     min_sparse_ratio: Ratio | None = None
     """Each width (or tensor) loses at least this share."""
     max_sparse_ratio: Bound | None = None
@@ -179,6 +261,8 @@ class TensorSettings(Settings):
         ):
             if smaller is not None and larger is not None and smaller > larger:
                 raise ValueError(f"{name} {smaller:g} is above {other} {larger:g}")
+        if ask is not None and self.sparse_threshold is not None:
+            raise ValueError("sparse_ratio and sparse_threshold both say what to remove; set one of them to null")
         return self
 
 
@@ -211,12 +295,10 @@ class TargetSettings(TensorSettings):
                 raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
         for name in self.target_names:
             try:
-                asked = self.of_tensor(name)
+                self.of_tensor(name)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"target_settings.{name}: {reason}") from error
-            if asked.sparse_ratio is None:
-                raise ValueError("sparse_ratio is missing")
         return self
 
     def of_tensor(self, name: str) -> TensorSettings:
@@ -228,6 +310,37 @@ class TargetSettings(TensorSettings):
         return TensorSettings(**own)
 
 
+class BudgetSettings(Settings):
+    """What may remain of the network once shrunk, relative to the unpruned one: exactly one of the three."""
+
+    macs: Share | None = None
+    """Multiply-accumulates."""
+    params: Share | None = None
+    """Parameters."""
+    latency: Share | None = None
+    """The sum of the layers' latencies on this machine, from a table that is measured as it is needed."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"exactly one of macs, params and latency is given, not {named}")
+        return self
+
+    @property
+    def kind(self) -> Literal["macs", "params", "latency"]:
+        """Which one."""
+        return "macs" if self.macs is not None else "params" if self.params is not None else "latency"
+
+    @property
+    def remaining(self) -> float:
+        """Its share."""
+        value = self.macs or self.params or self.latency
+        assert value is not None
+        return value
+
+
 class PrunerSettings(Settings):
     """A pruner: importance x granularity x allocation x schedule, over targets."""
 
@@ -236,6 +349,8 @@ class PrunerSettings(Settings):
     granularity: Granularity = "output_channel"
     allocation: Annotated[AllocationSettings, BeforeValidator(_named)] = Field(default_factory=AllocationSettings)
     schedule: Annotated[ScheduleSettings, BeforeValidator(_named)] = Field(default_factory=ScheduleSettings)
+    target: BudgetSettings | None = None
+    """What may remain: the ratios are searched for, in the proportion of the targets' `sparse_ratio`s."""
     targets: dict[str, TargetSettings]
 
     @model_validator(mode="after")
@@ -245,13 +360,55 @@ class PrunerSettings(Settings):
         for name, target in self.targets.items():
             for tensor in target.target_names:
                 asked = target.of_tensor(tensor)
-                if asked.global_group_id is not None and self.allocation.name != "global":
+                channels = self.granularity_of(asked) in CHANNEL_GRANULARITIES
+                if self.importance.name in CHANNEL_IMPORTANCES and not channels:
+                    raise ValueError(
+                        f"{self.importance.name} scores whole channels, and targets.{name} has granularity "
+                        f"{_shown(self.granularity_of(asked))}; use output_channel or input_channel"
+                    )
+                if asked.global_group_id is not None and not self.allocation.competes:
                     raise ValueError(f"targets.{name} has a global_group_id, which needs allocation: {{name: global}}")
-                if self.allocation.name == "sensitivity" and self.granularity_of(asked) not in CHANNEL_GRANULARITIES:
+                if self.allocation.name == "sensitivity" and not channels:
                     raise ValueError(f"allocation sensitivity takes channel granularities; targets.{name} has another")
-                if asked.dependency_group_id is not None and self.granularity_of(asked) not in CHANNEL_GRANULARITIES:
+                self._check_amount(name, asked)
+                if asked.dependency_group_id is not None and not channels:
                     raise ValueError(f"targets.{name} has a dependency_group_id, which only channel granularities take")
         return self
+
+    def _check_amount(self, name: str, asked: TensorSettings) -> None:
+        """Raise a ValueError unless target `name` says, in one way, how much is to go."""
+        granularity = self.granularity_of(asked)
+        n_of_m = N_OF_M.fullmatch(granularity) if isinstance(granularity, str) else None
+        if n_of_m is not None:
+            ratio = 1 - int(n_of_m[1]) / int(n_of_m[2])
+            if asked.sparse_threshold is not None or asked.sparse_ratio not in (None, ratio):
+                raise ValueError(
+                    f"targets.{name} is {granularity}, a sparse_ratio of {ratio:g}: leave sparse_ratio out"
+                )
+            if self.schedule.name != "one_shot" or self.allocation.name != "uniform":
+                raise ValueError(
+                    f"targets.{name} is {granularity}, the same in every place and at once: schedule is one_shot, "
+                    "allocation uniform"
+                )
+        elif (asked.sparse_ratio, asked.sparse_threshold, self.target) == (None, None, None):
+            raise ValueError(f"targets.{name}: sparse_ratio is missing")
+        if asked.sparse_threshold is not None and (self.allocation.name != "uniform" or self.target is not None):
+            other = "target" if self.target is not None else f"allocation {self.allocation.name}"
+            raise ValueError(f"targets.{name} has a sparse_threshold, which leaves nothing for {other} to decide")
+        if self.target is not None and granularity not in CHANNEL_GRANULARITIES:
+            raise ValueError(
+                f"target is a size of the shrunk model, and targets.{name} only masks; use granularity: output_channel"
+            )
+        if self.allocation.within == "output" and (granularity != "element" or self.allocation.name != "uniform"):
+            raise ValueError("allocation.within: output needs granularity: element and allocation: {name: uniform}")
+
+    def asked(self, tensor: TensorSettings) -> TensorSettings:
+        """One tensor's settings, with the ratio that N:M means."""
+        granularity = self.granularity_of(tensor)
+        n_of_m = N_OF_M.fullmatch(granularity) if isinstance(granularity, str) else None
+        if n_of_m is None:
+            return tensor
+        return tensor.model_copy(update={"sparse_ratio": 1 - int(n_of_m[1]) / int(n_of_m[2])})
 
     def granularity_of(self, tensor: TensorSettings) -> str | tuple[int, ...]:
         """The granularity of one tensor's settings: its own or the pruner's."""
@@ -308,4 +465,5 @@ _GROUPS: tuple[type[Settings], ...] = (
     ImportanceSettings,
     AllocationSettings,
     ScheduleSettings,
+    BudgetSettings,
 )

@@ -27,7 +27,7 @@ from nnicompress.paths import find_groups, find_recipes
         ("nnicompress run --cf", ["--cfg"]),
         ("nnicompress run --cfg ", ["job", "hydra", "all"]),
         ("nnicompress export --format ", ["pt2", "onnx"]),
-        ("nnicompress ls ", ["recipe", *find_groups()]),
+        ("nnicompress ls ", ["recipe", *find_groups(), "compressors"]),
         ("nnicompress run recipe=taylorfo_resnet see", ["seed="]),
         ("nnicompress run taylorfo_resnet --smoke optimizer=ada", ["optimizer=adam", "optimizer=adamw"]),
         ("nnicompress run recipe=taylorfo_resnet compressor.targets.co", ["compressor.targets.convs."]),

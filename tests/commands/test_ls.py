@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nnicompress.cli import main
 from nnicompress.paths import find_groups, find_recipes, shipped, summary
+from nnicompress.pruning.importance import importance_of
+from nnicompress.pruning.settings import PrunerSettings
 
 
 def test_every_shipped_recipe_and_option_is_listed_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +52,21 @@ def test_what_a_user_adds_is_listed_and_wins(tmp_path: Path, monkeypatch: pytest
 def test_an_unknown_group_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "compresor"]) == 2
     assert capsys.readouterr().err.startswith("error: no group named 'compresor'; did you mean 'compressor'?")
+
+
+def test_the_table_of_compressors_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a preset's comment claims is what its settings ask of the evaluator."""
+    assert main(["ls", "compressors"]) == 0
+    head, *rows, empty, legend = capsys.readouterr().out.splitlines()
+    assert head.split() == ["compressor", "paper", "needs", "use", "it", "for"] and not empty and "gradients" in legend
+    presets = find_groups()["compressor"]
+    assert [row.split()[0] for row in rows] == list(presets)
+    starts = [head.index(word) for word in ("compressor", "paper", "needs", "use")]
+    for row in rows:
+        name, paper, needs, use = (row[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True))
+        settings = PrunerSettings.model_validate(yaml.safe_load(presets[name].read_text()))
+        importance = importance_of(settings.importance)
+        trains = importance.learning is not None or settings.schedule.name == "lottery_ticket"
+        expected = "training" if trains else "gradients" if importance.needs_gradient else "nothing"
+        assert needs == ("data" if importance.inputs is not None else expected), name
+        assert use and (paper or name in ("random", "l2")), name

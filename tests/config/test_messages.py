@@ -12,10 +12,10 @@ from nnicompress.checks.recipe import check_recipe
 from nnicompress.config.compose import compose
 from nnicompress.config.messages import explained
 from nnicompress.errors import ConfigError, InputErrors
-from nnicompress.paths import find_recipes
+from nnicompress.paths import find_groups, find_recipes
 
 TAYLOR = "recipe=taylorfo_resnet"
-COMPRESSORS = "(known: bnn, dorefa, l1, l2, level, lsq, lsq_plus, ptq, qat, random, taylorfo, taylorfo_squared_sum)"
+COMPRESSORS = f"(known: {', '.join(sorted(find_groups()['compressor']))})"
 
 
 def line_of(*overrides: str) -> str:
@@ -41,7 +41,7 @@ def line_of(*overrides: str) -> str:
         (["optimizer=admm"], "no optimizer named 'admm'; did you mean 'adam' or 'adamw'? "),
         (
             ["compressor=taylorf"],
-            f"no compressor named 'taylorf'; did you mean 'taylorfo'? {COMPRESSORS} (command line)",
+            f"no compressor named 'taylorf'; did you mean 'taylorfo' or 'taylor_bn'? {COMPRESSORS} (command line)",
         ),
         (["compressor@stages.prun=l1"], "nothing to override at 'compressor@stages.prun' (command line)"),
         (["seed"], "'seed' is not an override; write KEY=VALUE (command line)"),
@@ -108,7 +108,7 @@ def test_a_wrong_recipe_is_one_line_with_the_way_out(tmp_path: Path, monkeypatch
         ("seed: 1\nseed: 2\n", "invalid YAML: found duplicate key seed; a key is written once (mine.yaml:2:1)"),
         ("- a\n- b\n", "a recipe is a mapping of settings, not a list (mine.yaml)"),
         ("defaults:\n  - override /compressor: taylorf\n",
-         f"no compressor named 'taylorf'; did you mean 'taylorfo'? {COMPRESSORS} (mine.yaml:2)"),
+         f"no compressor named 'taylorf'; did you mean 'taylorfo' or 'taylor_bn'? {COMPRESSORS} (mine.yaml:2)"),
         ("defaults:\n  - override /optimizer: adam\n  - override /modle: mlp\n",
          "defaults: no group 'modle'; did you mean 'model'? (mine.yaml:3)"),
         ("defaults:\n  - model: mlp\n",

@@ -26,7 +26,10 @@ SETTINGS = {
     "model/mobilenet_v2": ["model.width_mult=0.25"],
     "model/vgg16": ["model.width=4", "model.hidden=16"],
     "model/mlp": ["compressor=level", "compressor.targets.weights.op_types=[Linear]", "~stages.shrink"],
-    "compressor/level": ["~stages.shrink"],
+    **{
+        f"compressor/{name}": ["~stages.shrink"]
+        for name in ("level", "lamp", "wanda", "movement", "soft_movement", "lottery_ticket", "two_of_four")
+    },
     "evaluator/transformers": ["model=transformers"],
     "model/bert": [
         "data=text_classification",
@@ -77,7 +80,7 @@ def test_the_number_of_recipes_and_options() -> None:
         "optimizer": 4,
         "scheduler": 6,
         "evaluator": 3,
-        "compressor": 12,
+        "compressor": 23,
         "export": 3,
         "runtime": 3,
     }

@@ -27,6 +27,7 @@ from nnicompress.graph.rules import RULES
 from nnicompress.models.resnet import resnet20
 from nnicompress.paths import find_groups
 from nnicompress.pipeline.settings import STAGES, ExportSettings, RuntimeSettings
+from nnicompress.pruning.importance import IMPORTANCES
 from nnicompress.pruning.settings import ScheduleSettings, TargetSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
@@ -297,13 +298,13 @@ def first_cells(kind: str) -> list[list[str]]:
 
 def test_what_the_page_on_nni_says_is_kept_is_kept() -> None:
     kept = [name for cells in first_cells("settings") for name in re.findall(r"`(\w+)`", cells[0])]
-    assert len(kept) == 14 and set(kept) == set(TargetSettings.model_fields)
+    assert len(kept) == 15 and set(kept) == set(TargetSettings.model_fields)
 
 
 def test_where_the_page_on_nni_sends_its_readers_there_is_something() -> None:
     cells = " ".join(cells[1] for cells in first_cells("names"))
     presets = re.findall(r"`compressor=(\w+)`", cells)
-    assert len(presets) == 4 and set(presets) <= set(find_groups()["compressor"])
+    assert len(presets) == 7 and set(presets) <= set(find_groups()["compressor"])
     schedules = re.findall(r"\{name: (\w+)\}", cells)
     assert set(schedules) <= set(get_args(ScheduleSettings.model_fields["name"].annotation)) and len(schedules) == 2
     for dotted in re.findall(r"`(nnicompress(?:\.\w+)+)", cells):
@@ -321,3 +322,9 @@ def test_the_program_of_the_page_on_nni_makes_a_smaller_model_that_trains() -> N
     with torch.no_grad():
         outputs = [found[name].eval()(found["inputs"][0][0][0]) for name in ("model", "compact")]
     assert not torch.allclose(*outputs)  # it was the compact one that was fine-tuned
+
+
+def test_the_page_on_pruning_has_every_importance() -> None:
+    text = (REPOSITORY / "docs" / "pruning.md").read_text()
+    (rows,) = re.findall(r"^<!-- table: importance -->\n\|.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert sorted(name for row in rows.splitlines() for name in names(row.split("|")[1])) == sorted(IMPORTANCES)

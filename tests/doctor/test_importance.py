@@ -97,7 +97,11 @@ def broken(weight: Tensor, gradient: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("importance", "check", "told"),
     [
-        (Importance(magnitude, scope="all"), "kind", "scope is one of producers, consumers, group, not 'all'"),  # type: ignore[arg-type]
+        (
+            Importance(magnitude, scope="all"),
+            "kind",
+            "scope is one of producers, consumers, group, scales, norms, not 'all'",
+        ),  # type: ignore[arg-type]
         (Importance(magnitude, needs_gradient="no"), "kind", "needs_gradient is True or False"),  # type: ignore[arg-type]
         (Importance(one_a_row), "shape", "a weight of shape [6, 5] gets scores of shape [6]"),
         (Importance(counts), "shape", "scores are torch.int64"),

@@ -62,7 +62,10 @@ def test_wrong_targets_are_refused_in_plain_words(changes, line):
         ({"importance": "tailor"}, "importance: no importance named 'tailor'; did you mean 'taylor'"),
         ({"importance": {"name": "taylor", "training_steps": 0}}, "importance.training_steps: 0 is below 1"),
         ({"schedule": "agp"}, "schedule: agp needs total_times and interval_steps"),
-        ({"schedule": {"total_times": 3}}, "schedule: one_shot takes no total_times"),
+        (
+            {"schedule": {"total_times": 3}},
+            "schedule: one_shot takes no total_times; linear, agp and lottery_ticket do",
+        ),
         ({"allocation": {"round_to": 0}}, "0 is below 1"),
         ({"sede": 1}, "sede: unknown key"),
     ],

@@ -10,7 +10,7 @@ from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.resumable import ResumableStage
 from nnicompress.pipeline.settings import TrainSettings
 from nnicompress.pipeline.smoke import NUM_BATCHES
-from nnicompress.pipeline.weights import all_tensors
+from nnicompress.tensors import all_tensors
 
 UNSYNCHRONISED = (
     "the training kept them apart; a training_func of your own must wrap its model in DistributedDataParallel (or "

@@ -1,0 +1,194 @@
+"""From scores to what each width and tensor loses: units with ratios and bounds, in pools that share a budget."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from nnicompress.errors import ConfigError
+from nnicompress.graph.widths import Indices, Width
+from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize, rounding_step
+from nnicompress.pruning.equal_drop import at_equal_drop
+from nnicompress.pruning.granularity import lowest_in_pools
+from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget
+from nnicompress.pruning.result import Removed
+from nnicompress.pruning.schedule import Growth
+from nnicompress.pruning.scores import Scores
+from nnicompress.pruning.settings import AllocationSettings, TensorSettings
+
+MOST_OF_A_WIDTH = 0.95
+"""The default `max_sparse_ratio` of channels: competing widths may not empty a layer."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one removal asks for: the settings' ratios as far as they have grown, or `scale` of what is possible."""
+
+    grow: Growth
+    scale: float | None = None
+    """Where a budget is searched for: ratios stand in proportion to the settings', the largest of them being this."""
+    largest: float = 1.0
+    """The largest ratio of the settings."""
+
+    def ratio(self, settings: TensorSettings, scores: Scores) -> float:
+        """The share that a width or tensor with these settings and scores is to lose."""
+        if self.scale is not None:
+            return (
+                self.scale * (self.largest if settings.sparse_ratio is None else settings.sparse_ratio) / self.largest
+            )
+        if settings.sparse_threshold is not None:
+            return self.grow(float((scores < settings.sparse_threshold).mean()))
+        assert settings.sparse_ratio is not None
+        return self.grow(settings.sparse_ratio)
+
+    def of_unprunable(self, ratio: float) -> float:
+        """What was asked of channels that must stay."""
+        return self.grow(ratio) if self.scale is None else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Allotments:
+    """What each width and tensor loses, by its name, and the share that it was asked to lose."""
+
+    of: dict[str, Allotment]
+    ratios: dict[str, float]
+
+    def removed(self, plan: Plan) -> Removed:
+        """The indices alone."""
+        widths = {target.width.name: self.of[target.width.name].removed for target in plan.widths}
+        return Removed(widths, {target.tensor: self.of[target.tensor].removed for target in plan.tensors})
+
+
+class Allotter:
+    """Allots for one plan, with the settings of an allocation; `comparable` scores compete as they are."""
+
+    def __init__(self, model: nn.Module, plan: Plan, settings: AllocationSettings, *, comparable: bool) -> None:
+        self._model, self._plan, self._settings = model, plan, settings
+        self._normalize = settings.normalize or ("none" if comparable else None)
+        self._dependent = _dependent(plan.widths)
+
+    def __call__(self, scores: Mapping[str, Scores], ask: Ask, removed: Removed) -> Allotments:
+        """`removed` is what was removed before, which stays so."""
+        allotments: dict[str, Allotment] = {}
+        ratios: dict[str, float] = {}
+        pools: dict[Hashable, list[tuple[Unit, tuple[str, ...]]]] = defaultdict(list)
+        for members in self._dependent:
+            unit = self._width_unit(members, scores, ask, removed)
+            names = tuple(member.width.name for member in members)
+            ratios |= dict.fromkeys(names, unit.ratio)
+            pools["channels", self._pool(members[0])].append((unit, names))
+        for target in self._plan.tensors:
+            own, alive = _without(scores[target.tensor], removed.tensors.get(target.tensor, _NONE))
+            ratio = ratios[target.tensor] = ask.ratio(target.settings, own)
+            if target.pool is not None:
+                shape = self._model.get_parameter(target.tensor).shape
+                gone = lowest_in_pools(own, shape, target.pool, ratio)
+                allotments[target.tensor] = Allotment(ratio * len(own), gone)
+                continue
+            unit = self._tensor_unit(target, own, alive, ratio, ask.grow)
+            pools["weights", self._pool(target)].append((unit, (target.tensor,)))
+        for units in pools.values():
+            each, names_of = [unit for unit, _ in units], [names for _, names in units]
+            if self._settings.drops is not None:
+                each = at_equal_drop(each, names_of, self._settings.drops)
+            allotted = allocate(each, compete=self._settings.competes)
+            pairs = zip(each, names_of, strict=True)
+            allotments |= {member: allotted[unit.name] for unit, members in pairs for member in members}
+        return Allotments(allotments, ratios)
+
+    def _tensor_unit(
+        self, target: TensorTarget, own: Scores, alive: NDArray[np.bool_], ratio: float, grow: Growth
+    ) -> Unit:
+        least, most = _bounds(target.settings, len(own), grow, int((~alive).sum()), 1.0)
+        scores = normalize(own, self._normalize or "none", alive)
+        return Unit(target.tensor, scores, ratio, cost=math.prod(target.block), least=least, most=most)
+
+    def _width_unit(
+        self, members: Sequence[WidthTarget], scores: Mapping[str, Scores], ask: Ask, removed: Removed
+    ) -> Unit:
+        first = members[0]
+        gone = removed.widths.get(first.width.name, _NONE)
+        total, before = np.zeros(first.width.size), np.zeros(first.width.size)
+        for member in members:
+            own, alive = _without(scores[member.width.name], gone)
+            before += own / len(members)
+            total += normalize(own, self._normalize or "mean", alive)
+        ratio = ask.ratio(first.settings, before)
+        most_of_all = max(MOST_OF_A_WIDTH, first.settings.sparse_ratio or 0.0)
+        least, most = _bounds(first.settings, first.width.size, ask.grow, len(gone), most_of_all)
+        round_to = self._settings.round_to
+        return Unit(
+            first.width.name,
+            total,
+            ratio,
+            cost=sum(member.cost for member in members),
+            step=max(rounding_step(round_to, m.width.size, m.channels_per_group) for m in members),
+            least=least,
+            most=most,
+        )
+
+    def _pool(self, target: WidthTarget | TensorTarget) -> Hashable:
+        group = target.settings.global_group_id
+        pool: Hashable = ("target", target.target) if group is None else ("group", group)
+        if self._settings.name != "isomorphic":
+            return pool
+        if isinstance(target, WidthTarget):
+            return pool, structure(self._model, target.width)
+        return pool, type(self._model.get_submodule(target.tensor.rpartition(".")[0])).__name__
+
+
+def structure(model: nn.Module, width: Width) -> Hashable:
+    """What a width is made of: how many slots of each role, in modules of which class (Fang et al. 2024)."""
+    owners = [model.get_submodule(slot.tensor.rpartition(".")[0]) for slot in width.slots]
+    kinds = Counter(
+        (type(owner).__name__, slot.tensor.rpartition(".")[2], slot.dim, slot.role)
+        for owner, slot in zip(owners, width.slots, strict=True)
+    )
+    return frozenset(kinds.items())
+
+
+_NONE: Indices = np.empty(0, dtype=np.int64)
+
+
+def _dependent(widths: Sequence[WidthTarget]) -> list[tuple[WidthTarget, ...]]:
+    """Widths that lose the same indices: those of one `dependency_group_id` together, the others alone."""
+    together: dict[Hashable, list[WidthTarget]] = defaultdict(list)
+    for target in widths:
+        group = target.settings.dependency_group_id
+        together[("width", target.width.name) if group is None else ("group", group)].append(target)
+    for members in together.values():
+        first = members[0]
+        for other in members[1:]:
+            key = f"targets.{other.target}.dependency_group_id"
+            if other.width.size != first.width.size:
+                raise ConfigError(
+                    f"{other.width.name} has {other.width.size} channel groups and {first.width.name} "
+                    f"{first.width.size}; widths that depend on each other must be equal",
+                    key=key,
+                )
+            if other.settings.sparse_ratio != first.settings.sparse_ratio:
+                raise ConfigError(
+                    f"targets.{first.target} has the same dependency_group_id and another sparse_ratio", key=key
+                )
+    return [tuple(members) for members in together.values()]
+
+
+def _without(scores: Scores, gone: Indices) -> tuple[Scores, NDArray[np.bool_]]:
+    """Scores in which what is removed already comes first, and which groups are alive."""
+    alive = np.ones(len(scores), dtype=np.bool_)
+    alive[gone] = False
+    return np.where(alive, scores, -np.inf), alive
+
+
+def _bounds(settings: TensorSettings, size: int, grow: Growth, gone: int, default_most: float) -> tuple[int, int]:
+    """The least and the most groups to remove; the lower bound grows with the schedule, removed groups stay removed."""
+    low = settings.min_sparse_ratio or 0.0
+    high = default_most if settings.max_sparse_ratio is None else settings.max_sparse_ratio
+    most = max(math.floor(high * size + 1e-9), gone)
+    return min(max(math.ceil(grow(low) * size - 1e-9), gone), most), most
