@@ -33,13 +33,15 @@ class Captured:
     """One captured forward of a model in eval mode.
 
     `graph` holds ATen operators. `tensors` maps a placeholder's name to the parameter or buffer behind it (its name in
-    the model, the first one where tied), `shapes` their shapes by that name; `calls` are the Python-level arguments of
-    each torch call, with the provenance of every size, and `escaped` the sizes that were used as plain numbers.
+    the model, the first one where tied), `shapes` their shapes by that name, `parameters` the names of the former;
+    `calls` are the Python-level arguments of each torch call, with the provenance of every size, and `escaped` the
+    sizes that were used as plain numbers.
     """
 
     graph: torch.fx.Graph
     tensors: Mapping[str, str]
     shapes: Mapping[str, torch.Size]
+    parameters: frozenset[str]
     calls: tuple[Call, ...]
     escaped: frozenset[Origin]
 
@@ -71,7 +73,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] |
         for module, training in modes.items():
             module.training = training
     shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return Captured(graph, tensors, shapes, tuple(calls.calls), frozenset(calls.escaped))
+    parameters = frozenset(name for name, _ in model.named_parameters())
+    return Captured(graph, tensors, shapes, parameters, tuple(calls.calls), frozenset(calls.escaped))
 
 
 _Parts = tuple[torch.fx.Graph, Mapping[str, str], RecordCalls]

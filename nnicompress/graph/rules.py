@@ -149,22 +149,6 @@ def linear(analysis: Analysis, node: Node) -> Value:
     return [*x[:-1], weight[0]]
 
 
-@rule("matmul", "mm", "addmm")
-def matrix_product(analysis: Analysis, node: Node) -> Value:
-    """A product with a parameter is a linear layer [in, out]; between activations nothing may be contracted away."""
-    *added, left, right = [a for a in node.args if isinstance(a, Node)]
-    a, b = analysis.labels(left), analysis.labels(right)
-    if right.op != "placeholder" or len(b) != 2:
-        analysis.lock_all([a, b], f"{analysis.place(node)} multiplies two activations")
-        return [None] * len(output_shapes(node))
-    analysis.play(right, 0, "input")
-    analysis.play(right, 1, "output")
-    analysis.unite(a[-1], b[0], node)
-    for bias in added:
-        analysis.unite(analysis.labels(bias)[-1], b[1], node)
-    return [*a[:-1], b[1]]
-
-
 @rule("batch_norm", "instance_norm")
 def batch_norm(analysis: Analysis, node: Node) -> Value:
     """Statistics per channel (dimension 1): weight, bias and running statistics are slots of that channel."""

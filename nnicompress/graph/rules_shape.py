@@ -93,7 +93,7 @@ def _split(analysis: Analysis, node: Node, flat: Indices, split: list[int], size
 
     Where the labels already vary along one new dimension only, that is the one. Otherwise (channel shuffle, heads)
     the others are tied: the first new dimension whose size can follow a removal is chosen, those read from a shape
-    before those read from an attribute.
+    before those read from an attribute. Inside heads it is the last one that can follow.
     """
     roots = analysis.atoms.find(flat.ravel()).reshape(flat.shape)
     for axis in range(len(split)):
@@ -103,6 +103,8 @@ def _split(analysis: Analysis, node: Node, flat: Indices, split: list[int], size
             return
     follows = [dim for dim in split if sizes[dim].value == -1 or _from_shape(sizes[dim])]
     follows += [dim for dim in split if sizes[dim].origins and dim not in follows]
+    if analysis.inside_heads:
+        follows = sorted(follows, reverse=True)
     if not follows:
         analysis.lock(flat, f"{analysis.place(node)} splits it by literal numbers")
         return
@@ -183,9 +185,16 @@ def expand(analysis: Analysis, node: Node) -> Value:
 
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
 def creation(analysis: Analysis, node: Node) -> Value:
-    """A constant tensor follows the shapes that its sizes were read from."""
-    shape = output_shapes(node)
-    return [_same_size(analysis, node, size) for size in analysis.sizes(node, shape)]
+    """A constant tensor follows the shapes and attributes that its sizes were read from."""
+    result: Labels = []
+    for count, size in zip(output_shapes(node), analysis.sizes(node, output_shapes(node)), strict=True):
+        if count > 1 and size.origins and not _from_shape(size) and "rand" not in op_name(node):
+            # All its indices are alike: whatever they meet, and however many go, the attribute can follow.
+            result.append(analysis.atoms.new(count))
+            analysis.constrain(result[-1], size, node)
+        else:
+            result.append(_same_size(analysis, node, size))
+    return result
 
 
 def _same_size(analysis: Analysis, node: Node, size: Size) -> Indices | None:
