@@ -49,6 +49,15 @@ class Contraction:
     place: str
 
 
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """`node` sums over `labels`; that is exact if its whole module sees the kept channels alone (see norms.py)."""
+
+    labels: Indices
+    node: Node
+    reason: str
+
+
 @dataclass
 class Analysis:
     """What the rules read and write."""
@@ -62,6 +71,9 @@ class Analysis:
     constraints: list[SizeConstraint] = field(default_factory=list)
     inside_heads: bool = False
     """Attention loses dimensions inside its heads, not whole heads."""
+    hidden: bool = False
+    """Norms leave removed channels out of their statistics, so that the width they work on can be pruned."""
+    statistics: list[Statistic] = field(default_factory=list)
     marks: list[tuple[Indices, str]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     _node_of_call: dict[int, Node] = field(default_factory=dict)
@@ -126,6 +138,14 @@ class Analysis:
             name = self.captured.tensors.get(tensor.name)
             if name is not None:
                 self.roles.setdefault((name, dim), role)
+
+    def summarise(self, labels: Indices | None, node: Node, reason: str) -> None:
+        """A statistic over these indices: they must stay, unless hidden widths are to be pruned."""
+        if labels is not None and self.hidden:
+            self.statistics.append(Statistic(labels, node, reason))
+            self.mark(labels, "hidden")
+        else:
+            self.lock(labels, reason)
 
     def mark(self, labels: Indices | None, kind: str) -> None:
         """Note what a dimension is for: `heads`, `head_dim` or `hidden`."""

@@ -9,7 +9,7 @@ Linear in the number of operators: every node is visited once, and locks only gr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from nnicompress.graph import rules_attention, rules_join, rules_shape  # noqa: F401  (they register their rules)
 from nnicompress.graph.analysis import Analysis, Value, op_name
 from nnicompress.graph.capture import Captured
+from nnicompress.graph.norms import NormPlace, find_norms, numbered
 from nnicompress.graph.provenance import AttributeOf
 from nnicompress.graph.rules import RULES, is_pointwise, pointwise
 from nnicompress.graph.settle import Losses, settle
@@ -28,12 +29,13 @@ from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, Modul
 from nnicompress.graph.zeros import lock_contractions
 
 
-def find_channel_groups(captured: Captured, *, inside_heads: bool = False) -> ChannelGroups:
+def find_channel_groups(captured: Captured, *, inside_heads: bool = False, hidden: bool = False) -> ChannelGroups:
     """All widths of the captured model, with the reasons for what can't be pruned.
 
-    Attention can lose whole heads, or with `inside_heads` the same dimensions of every head.
+    Attention can lose whole heads, or with `inside_heads` the same dimensions of every head. With `hidden` widths that
+    norms take their statistics over are prunable, too: while they are only masked, those norms must be restricted.
     """
-    analysis = Analysis(captured, captured.shapes, inside_heads=inside_heads)
+    analysis = Analysis(captured, captured.shapes, inside_heads=inside_heads, hidden=hidden)
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             analysis.placeholder(node)
@@ -43,9 +45,10 @@ def find_channel_groups(captured: Captured, *, inside_heads: bool = False) -> Ch
             for leaf in node.all_input_nodes:
                 analysis.lock_all(analysis.values[leaf], "it is an output of the model")
     lock_contractions(analysis)
+    norms = find_norms(analysis)
     losses, elsewhere = settle(analysis)
     read = frozenset((o.module, o.attribute) for o in elsewhere if isinstance(o, AttributeOf))
-    return replace(_collect(analysis, losses), read=read)
+    return _collect(analysis, losses, read, norms)
 
 
 _OPAQUE = frozenset({"multi_head_attention_forward"})
@@ -78,7 +81,9 @@ def _fixed_value(value: Any) -> Any:
     return [_fixed_value(part) for part in value] if isinstance(value, (tuple, list)) else []
 
 
-def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
+def _collect(
+    analysis: Analysis, losses: Losses, read: frozenset[tuple[str, str]], norms: Mapping[str, NormPlace]
+) -> ChannelGroups:
     """Sets that live in the same tensors, equally often, form one width."""
     roots_of = {key: analysis.atoms.find(atoms) for key, atoms in analysis.slots.items()}
     locked = analysis.atoms.locked()
@@ -88,7 +93,9 @@ def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
     produced = free.copy()
     free[np.fromiter(locked, dtype=np.int64, count=len(locked))] = False
     family_of = _families(roots_of, losses, free)
-    widths = _widths(analysis, roots_of, family_of)
+    widths = [
+        (replace(w, kind=_kind(analysis, w, roots)), roots) for w, roots in _widths(analysis, roots_of, family_of)
+    ]
     numbers = np.full(len(analysis.atoms), -1, dtype=np.int64)
     members = np.concatenate([roots for _, roots in widths]) if widths else np.empty(0, dtype=np.int64)
     numbers[members] = np.arange(len(members))
@@ -108,7 +115,20 @@ def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
         _unprunable(analysis, roots_of, numbers, reason),
         ties,
         _module_outputs(analysis, numbers),
+        read,
+        numbered(analysis, norms, numbers),
+        analysis.captured.outputs,
     )
+
+
+def _kind(analysis: Analysis, width: Width, roots: Indices) -> str:
+    """What a width is for, by what its indices went through."""
+    for kind in ("heads", "head_dim", "hidden"):
+        for labels, own in analysis.marks:
+            if own == kind and np.isin(analysis.atoms.find(labels), roots).any():
+                return kind
+    shapes = [analysis.shapes[slot.tensor] for slot in (*width.producers, *width.consumers)]
+    return "ffn" if all(len(shape) == 2 for shape in shapes) else "channels"
 
 
 def _families(roots_of: dict[tuple[str, int], Indices], losses: Losses, free: NDArray[np.bool_]) -> Indices:

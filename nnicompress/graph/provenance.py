@@ -211,15 +211,20 @@ class RecordCalls(TorchFunctionMode):
 
 @contextmanager
 def tracked_attributes(model: nn.Module) -> Iterator[None]:
-    """Within the context every integer attribute of every module remembers its module and name."""
-    changed: list[tuple[dict[str, Any], str, int]] = []
+    """Within the context every integer attribute of every module remembers its module and name.
+
+    So does a tuple of one integer (`normalized_shape`).
+    """
+    changed: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():
             attributes = module.__dict__
             for name, value in list(attributes.items()):
-                if type(value) is int and value > 0 and not name.startswith("_"):
+                number = value[0] if type(value) is tuple and len(value) == 1 else value
+                if type(number) is int and number > 0 and not name.startswith("_"):
                     changed.append((attributes, name, value))
-                    attributes[name] = TrackedInt(value, Fraction(1), (AttributeOf(path, name, value),))
+                    tracked = TrackedInt(number, Fraction(1), (AttributeOf(path, name, number),))
+                    attributes[name] = (tracked,) if type(value) is tuple else tracked
         yield
     finally:
         for attributes, name, value in changed:

@@ -183,6 +183,22 @@ def expand(analysis: Analysis, node: Node) -> Value:
     return result
 
 
+@rule("repeat")
+def repeat(analysis: Analysis, node: Node) -> Value:
+    """Copies laid end to end along each dimension; new dimensions come first."""
+    x, shape, times = analysis.labels(argument(node, 0)), output_shapes(argument(node, 0)), argument(node, 1)
+    new = len(times) - len(x)
+    sizes = analysis.sizes(node, times)
+    result: Labels = [None] * new
+    for labels, count, number, size in zip(x, shape, times[new:], sizes[new:], strict=True):
+        if labels is None and count == 1 and size.origins:
+            result.append(_same_size(analysis, node, size))
+        else:
+            analysis.constrain(None, size, node)
+            result.append(labels if labels is None or number == 1 else np.tile(labels, number))
+    return result
+
+
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
 def creation(analysis: Analysis, node: Node) -> Value:
     """A constant tensor follows the shapes and attributes that its sizes were read from."""

@@ -43,13 +43,17 @@ def settle(analysis: Analysis) -> tuple[Losses, set[Origin]]:
             if len(moving) == 1:
                 origin, source = moving[0]
                 per_unit = Fraction(constraint.size.value, origin.value)
+                own_labels, source_labels = constraint.labels, analysis.origin_labels(origin)
+                united |= per_unit == 1 and _unite_places(analysis, own_labels, source_labels, locked)
                 for root in counts.keys() | source.keys():
                     if counts.get(root, 0) != per_unit * source.get(root, 0):
                         fixed[root] = f"{place} computes a size that does not follow it"
                 products.append(_Product(constraint, attributes, {}))
             elif len(attributes) == 1 and not moving:
                 own = attributes[0]
-                united |= _unite_places(analysis, first_place.setdefault(own, constraint), constraint, locked)
+                other = first_place.setdefault(own, constraint)
+                if other.size.coefficient == constraint.size.coefficient:
+                    united |= _unite_places(analysis, other.labels, constraint.labels, locked)
                 first = losses.setdefault((own.module, own.attribute), _loss(constraint, own, counts))
                 fixed |= _contradictions(constraint, own, counts, first, own in elsewhere)
             elif attributes and not moving:
@@ -67,11 +71,11 @@ def settle(analysis: Analysis) -> tuple[Losses, set[Origin]]:
             analysis.atoms.lock(np.array([root]), reason)
 
 
-def _unite_places(analysis: Analysis, first: SizeConstraint, second: SizeConstraint, locked: Mapping[int, str]) -> bool:
-    """Two free dimensions that one attribute gives the size of lose the same indices; whether that is news."""
-    if len(first.labels) != len(second.labels) or first.size.coefficient != second.size.coefficient:
+def _unite_places(analysis: Analysis, first: Indices | None, second: Indices | None, locked: Mapping[int, str]) -> bool:
+    """Two free dimensions that the forward gives one size lose the same indices; whether that is news."""
+    if first is None or second is None or len(first) != len(second):
         return False
-    a, b = analysis.atoms.find(first.labels), analysis.atoms.find(second.labels)
+    a, b = analysis.atoms.find(first), analysis.atoms.find(second)
     if np.array_equal(np.sort(a), np.sort(b)) or any(root in locked for root in (*a.tolist(), *b.tolist())):
         return False
     analysis.atoms.unite(a, b)

@@ -29,6 +29,7 @@ from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize,
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.masks import Masks
+from nnicompress.pruning.norms import masked_norms
 from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget, make_plan
 from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
@@ -110,16 +111,20 @@ class Pruner:
         with self.evaluator.bound(model):
             if self.settings.prunes_channels and groups is None:
                 args, kwargs = self.evaluator.example_inputs(2)
-                groups = find_channel_groups(capture(model, args, kwargs))
+                groups = find_channel_groups(
+                    capture(model, args, kwargs, outputs=self.settings.outputs),
+                    inside_heads="head_dim" in self.settings.granularities,
+                    hidden="hidden" in self.settings.granularities,
+                )
             plan = make_plan(model, self.settings, groups)
             shares = fractions(self.settings.schedule)
             at, self._resume = self._resume or Position(0, Removed({}, {})), None
             removed = at.removed
             if at.number:  # the training after removal `number` was cut off: the evaluator knows where
-                self._train(self._masks(model, plan, removed), at)
+                self._train(self._masks(model, plan, removed, groups), at)
             for number, share in enumerate(shares[at.number :], start=at.number + 1):
                 removed, allotments = self._remove(plan, share, removed)
-                masks = self._masks(model, plan, removed)
+                masks = self._masks(model, plan, removed, groups)
                 exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
                 rows, unprunable, totals = describe(model, plan, allotments, share)
                 removal = {name: indices for name, indices in removed.widths.items() if len(indices)}
@@ -200,8 +205,9 @@ class Pruner:
             most=most,
         )
 
-    def _masks(self, model: nn.Module, plan: Plan, removed: Removed) -> Masks:
-        masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths)
+    def _masks(self, model: nn.Module, plan: Plan, removed: Removed, groups: ChannelGroups | None) -> Masks:
+        norms = () if groups is None else masked_norms(groups, removed.widths)
+        masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths, norms)
         keep: dict[str, Tensor] = {}
         for target in plan.tensors:
             shape = model.get_parameter(target.tensor).shape

@@ -12,8 +12,10 @@ from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
 from nnicompress.settings import Settings
 
 IMPORTANCE_NAMES = ("taylor", "l1", "l2", "level", "random")
-GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
-CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
+WIDTH_KINDS = ("heads", "head_dim", "ffn", "hidden")
+"""Granularities that name what a width is for: channels of that kind alone are pruned."""
+CHANNEL_GRANULARITIES = ("output_channel", "input_channel", *WIDTH_KINDS)
+GRANULARITY_NAMES = ("element", *CHANNEL_GRANULARITIES)
 
 
 def _ratio(value: float) -> float:
@@ -73,7 +75,7 @@ Count = Annotated[int, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
-"""`element`, `output_channel`, `input_channel`, or a block's length along each dimension, e.g. `(4, 4)`."""
+"""`element`, `output_channel`, `input_channel`, one of WIDTH_KINDS, or a block's length along each dimension."""
 GroupId = int | str
 
 
@@ -220,11 +222,16 @@ class PrunerSettings(Settings):
     allocation: Annotated[AllocationSettings, BeforeValidator(_named)] = Field(default_factory=AllocationSettings)
     schedule: Annotated[ScheduleSettings, BeforeValidator(_named)] = Field(default_factory=ScheduleSettings)
     targets: dict[str, TargetSettings]
+    outputs: Names = ()
+    """Entries of the model's result that must keep their sizes, e.g. `logits`; none: all. An encoder's hidden states,
+    which a model returns besides its logits, otherwise keep the hidden width whole."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.targets:
             raise ValueError("targets is empty: a pruner needs at least one")
+        if {"heads", "head_dim"} <= self.granularities:
+            raise ValueError("heads and head_dim can't be pruned at once; prune one, shrink, then prune the other")
         for name, target in self.targets.items():
             for tensor in target.target_names:
                 asked = target.of_tensor(tensor)

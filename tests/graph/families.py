@@ -14,6 +14,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+OUTPUTS = {"t5": ("logits",), "whisper": ("logits",), "detr": ("logits", "pred_boxes")}
+"""Families that return hidden states besides: the entries of their results that keep their sizes."""
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Family = tuple[nn.Module, Inputs, Inputs]
 FAMILIES: dict[str, Callable[[], Family]] = {}
