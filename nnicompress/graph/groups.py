@@ -116,6 +116,9 @@ def _collect(
         ties,
         _module_outputs(analysis, numbers),
         read,
+        frozenset(
+            (o.module, o.attribute) for c in analysis.constraints for o in c.size.origins if isinstance(o, AttributeOf)
+        ),
         numbered(analysis, norms, numbers),
         analysis.captured.outputs,
     )

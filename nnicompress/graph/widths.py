@@ -126,6 +126,8 @@ class ChannelGroups:
     outputs: tuple[ModuleOutput, ...] = ()
     read: frozenset[tuple[str, str]] = frozenset()
     """(module, attribute) that the forward reads as plain numbers: they keep their values."""
+    sizing: frozenset[tuple[str, str]] = frozenset()
+    """(module, attribute) that the forward gives as sizes: with the ties followed they are right."""
     norms: tuple[Norm, ...] = ()
     returned: tuple[str, ...] = ()
     """The entries of the forward's result that keep their sizes; none: all of it."""

@@ -100,6 +100,7 @@ def _groups_out(groups: ChannelGroups, arrays: _Arrays) -> dict[str, Any]:
             for output in groups.outputs
         ],
         "read": sorted(groups.read),
+        "sizing": sorted(groups.sizing),
         "norms": [[norm.module, norm.dim, arrays.put(norm.channels), norm.tensors] for norm in groups.norms],
         "returned": list(groups.returned),
     }
@@ -126,6 +127,7 @@ def _groups_in(document: Mapping[str, Any], arrays: _Arrays) -> ChannelGroups:
             for module, call, dims in document["outputs"]
         ),
         read=frozenset((module, attribute) for module, attribute in document["read"]),
+        sizing=frozenset((module, attribute) for module, attribute in document["sizing"]),
         norms=tuple(Norm(module, dim, arrays.get(key), tensors) for module, dim, key, tensors in document["norms"]),
         returned=tuple(document["returned"]),
     )
