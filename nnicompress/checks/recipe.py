@@ -264,9 +264,16 @@ class _Check:
         """The evaluator can serve what each stage asks of it, and shrink has something to remove."""
         evaluators = EvaluatorFactory(settings, self.blueprint, data)
         pruner: PrunerSettings | None = None
+        shrinks = any(stage.name == "shrink" for stage in settings.stages)
         for stage in settings.stages:
             if isinstance(stage.compressor, PrunerSettings):
                 pruner = stage.compressor
+                if "hidden" in pruner.granularities and not shrinks:
+                    self.fail(
+                        "granularity hidden needs a shrink stage: while a width is only masked, norms must leave the "
+                        "masked channels out of their statistics, and no exported file does",
+                        f"stages.{stage.name}.compressor.granularity",
+                    )
             if stage.name == "shrink" and pruner is not None and not pruner.prunes_channels:
                 self.fail(
                     f"there is nothing to remove: the compressor's granularity is {pruner.granularity}, which only "

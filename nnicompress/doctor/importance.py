@@ -16,7 +16,7 @@ from nnicompress.pipeline.seeding import seed_everything
 from nnicompress.pruning.importance import Importance, Scope
 from nnicompress.pruning.learning import make_learning
 from nnicompress.pruning.masks import Masks
-from nnicompress.pruning.norms import NormSlots
+from nnicompress.pruning.norm_slots import NormSlots
 from nnicompress.pruning.scores import counted_slots, measure
 from nnicompress.pruning.settings import ImportanceSettings
 

@@ -39,6 +39,25 @@ class SizeConstraint:
     call: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """Two activations multiplied and summed over `labels`: one of them must be zero at what is removed."""
+
+    labels: Indices
+    left: Node
+    right: Node
+    place: str
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """`node` sums over `labels`; that is exact if its whole module sees the kept channels alone (see norms.py)."""
+
+    labels: Indices
+    node: Node
+    reason: str
+
+
 @dataclass
 class Analysis:
     """What the rules read and write."""
@@ -50,6 +69,13 @@ class Analysis:
     slots: dict[tuple[str, int], Indices] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     constraints: list[SizeConstraint] = field(default_factory=list)
+    inside_heads: bool = False
+    """Attention loses dimensions inside its heads, not whole heads."""
+    hidden: bool = False
+    """Norms leave removed channels out of their statistics, so that the width they work on can be pruned."""
+    statistics: list[Statistic] = field(default_factory=list)
+    marks: list[tuple[Indices, str]] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
     _node_of_call: dict[int, Node] = field(default_factory=dict)
 
     def placeholder(self, node: Node) -> None:
@@ -112,6 +138,19 @@ class Analysis:
             name = self.captured.tensors.get(tensor.name)
             if name is not None:
                 self.roles.setdefault((name, dim), role)
+
+    def summarise(self, labels: Indices | None, node: Node, reason: str) -> None:
+        """A statistic over these indices: they must stay, unless hidden widths are to be pruned."""
+        if labels is not None and self.hidden:
+            self.statistics.append(Statistic(labels, node, reason))
+            self.mark(labels, "hidden")
+        else:
+            self.lock(labels, reason)
+
+    def mark(self, labels: Indices | None, kind: str) -> None:
+        """Note what a dimension is for: `heads`, `head_dim` or `hidden`."""
+        if labels is not None:
+            self.marks.append((labels, kind))
 
     def own_call(self, node: Node) -> Call | None:
         """The Python-level call of this very operator; None where the node is a part of some larger function."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nnicompress.errors import JobError
+from nnicompress.errors import JobError, UserError, did_you_mean
 from nnicompress.graph.provenance import CALL, Call, Origin, RecordCalls, tracked_attributes
 
 
 class _Recorded(nn.Module):
     """Runs the model's forward under RecordCalls, from inside the capture."""
 
-    def __init__(self, model: nn.Module, calls: RecordCalls) -> None:
+    def __init__(self, model: nn.Module, calls: RecordCalls, outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self._calls = calls
+        self._outputs = outputs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self._calls:
-            return self.model(*args, **kwargs)
+            return selected(self.model(*args, **kwargs), self._outputs)
+
+
+def selected(result: Any, outputs: tuple[str, ...]) -> Any:
+    """Those entries of a forward's result, or all of it where none are named."""
+    return tuple(result[name] for name in outputs) if outputs else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +39,18 @@ class Captured:
     """One captured forward of a model in eval mode.
 
     `graph` holds ATen operators. `tensors` maps a placeholder's name to the parameter or buffer behind it (its name in
-    the model, the first one where tied), `shapes` their shapes by that name; `calls` are the Python-level arguments of
-    each torch call, with the provenance of every size, and `escaped` the sizes that were used as plain numbers.
+    the model, the first one where tied), `shapes` their shapes by that name, `parameters` the names of the former;
+    `calls` are the Python-level arguments of each torch call, with the provenance of every size, and `escaped` the
+    sizes that were used as plain numbers. `outputs` are the entries of the result that count; none: all of it.
     """
 
     graph: torch.fx.Graph
     tensors: Mapping[str, str]
     shapes: Mapping[str, torch.Size]
+    parameters: frozenset[str]
     calls: tuple[Call, ...]
     escaped: frozenset[Origin]
+    outputs: tuple[str, ...] = ()
 
     def module_of(self, node: Node) -> str:
         """The path of the innermost module whose forward made `node`; empty for the model itself."""
@@ -54,41 +63,63 @@ class Captured:
         return None if call is None else int(call)
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Captured:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Sequence[str] = (),
+) -> Captured:
     """Capture `model` in eval mode on these inputs (static shapes); the model is left as it was.
 
     Ordinary forwards are traced directly (see `tracer`), the others exported; both give the same channel groups.
+    `outputs` names the entries of the result that matter (`("logits",)`), where the others may change their size: an
+    encoder's hidden states, which a model returns besides, would else keep the hidden width.
 
-    Raises JobError with torch.export's own reason where the forward can't be captured.
+    Raises:
+        UserError: the result has no entry of such a name.
+        JobError: the forward can't be captured, with torch.export's own reason.
     """
+    _check_outputs(model, args, kwargs or {}, outputs := tuple(outputs))
     kwargs = dict(kwargs or {})
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), tracked_attributes(model), _without_stack_traces():
-            graph, tensors, calls = _traced(model, args, kwargs) or _exported(model, args, kwargs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), torch.no_grad(), tracked_attributes(model), _without_stack_traces():
+        graph, tensors, calls = _traced(model, args, kwargs, outputs) or _exported(model, args, kwargs, outputs)
     shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return Captured(graph, tensors, shapes, tuple(calls.calls), frozenset(calls.escaped))
+    parameters = frozenset(name for name, _ in model.named_parameters())
+    return Captured(graph, tensors, shapes, parameters, tuple(calls.calls), frozenset(calls.escaped), outputs)
 
 
 _Parts = tuple[torch.fx.Graph, Mapping[str, str], RecordCalls]
 
 
-def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Parts | None:
+def _check_outputs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: tuple[str, ...]
+) -> None:
+    if not outputs:
+        return
+    with evaluating(model), torch.no_grad():
+        result = model(*args, **kwargs)
+    known = [name for name in result if isinstance(name, str)] if isinstance(result, Mapping) else []
+    for name in outputs:
+        if name not in known:
+            has = f"; it returns {', '.join(known)}" if known else ": it returns no entries that have names"
+            raise UserError(f"{type(model).__name__} returns no {name!r}{did_you_mean(name, known) or has}")
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: tuple[str, ...]
+) -> _Parts | None:
     try:
         from nnicompress.graph.tracer import trace
     except ImportError:  # a torch whose tracing modes have other places
         return None
-    return trace(model, args, kwargs)
+    return trace(model, args, kwargs, outputs)
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Parts:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[str, ...]) -> _Parts:
     calls = RecordCalls()
     try:
-        program = torch.export.export(_Recorded(model, calls), args, kwargs, strict=False)
+        program = torch.export.export(_Recorded(model, calls, outputs), args, kwargs, strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason}") from error
@@ -100,6 +131,18 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         for placeholder, name in behind.items()
     }
     return program.graph, tensors, calls
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context all modules are in evaluation mode; afterwards each is in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

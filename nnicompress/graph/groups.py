@@ -9,28 +9,33 @@ Linear in the number of operators: every node is visited once, and locks only gr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.fx import Node
 
-from nnicompress.graph import rules_join, rules_shape  # noqa: F401  (they register their rules)
+from nnicompress.graph import rules_attention, rules_join, rules_shape  # noqa: F401  (they register their rules)
 from nnicompress.graph.analysis import Analysis, Value, op_name
 from nnicompress.graph.capture import Captured
-from nnicompress.graph.provenance import AttributeOf, Origin, TrackedInt
+from nnicompress.graph.norms import NormPlace, find_norms, numbered
+from nnicompress.graph.provenance import AttributeOf
 from nnicompress.graph.rules import RULES, is_pointwise, pointwise
+from nnicompress.graph.settle import Losses, settle
 from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, ModuleOutput, Slot, Unprunable, Width
+from nnicompress.graph.zeros import lock_contractions
 
 
-def find_channel_groups(captured: Captured) -> ChannelGroups:
-    """All widths of the captured model, with the reasons for what can't be pruned."""
-    analysis = Analysis(captured, captured.shapes)
+def find_channel_groups(captured: Captured, *, inside_heads: bool = False, hidden: bool = False) -> ChannelGroups:
+    """All widths of the captured model, with the reasons for what can't be pruned.
+
+    Attention can lose whole heads, or with `inside_heads` the same dimensions of every head. With `hidden` widths that
+    norms take their statistics over are prunable, too: while they are only masked, those norms must be restricted.
+    """
+    analysis = Analysis(captured, captured.shapes, inside_heads=inside_heads, hidden=hidden)
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             analysis.placeholder(node)
@@ -39,16 +44,18 @@ def find_channel_groups(captured: Captured) -> ChannelGroups:
         elif node.op == "output":
             for leaf in node.all_input_nodes:
                 analysis.lock_all(analysis.values[leaf], "it is an output of the model")
-    losses, elsewhere = _settle(analysis)
+    lock_contractions(analysis)
+    norms = find_norms(analysis)
+    losses, elsewhere = settle(analysis)
     read = frozenset((o.module, o.attribute) for o in elsewhere if isinstance(o, AttributeOf))
-    return replace(_collect(analysis, losses), read=read)
+    return _collect(analysis, losses, read, norms)
 
 
 _OPAQUE = frozenset({"multi_head_attention_forward"})
 """Python functions that check sizes on the inside, where nothing is recorded: what enters them must stay."""
 
 
-def _apply_rule(analysis: Analysis, node: Node) -> Value:
+def _apply_rule(analysis: Analysis, node: torch.fx.Node) -> Value:
     name = op_name(node)
     call = analysis.captured.call_of(node)
     function = "" if call is None else analysis.captured.calls[call].name
@@ -74,74 +81,9 @@ def _fixed_value(value: Any) -> Any:
     return [_fixed_value(part) for part in value] if isinstance(value, (tuple, list)) else []
 
 
-Losses = dict[tuple[str, str], dict[int, int]]
-"""(module, attribute) -> representative -> by how much the attribute falls when that channel group is removed."""
-
-
-def _settle(analysis: Analysis) -> tuple[Losses, set[Origin]]:
-    """Lock what the forward's own sizes can't follow; how attributes follow the rest, and sizes used as numbers."""
-    explained = {(constraint.call, origin) for constraint in analysis.constraints for origin in constraint.size.origins}
-    elsewhere = _used_as_numbers(analysis.captured, explained)
-    for origin in elsewhere:
-        labels = analysis.origin_labels(origin)
-        if labels is not None:
-            analysis.lock(labels, "its size is used as a number in the forward")
-    while True:
-        locked = analysis.atoms.locked()
-        losses: Losses = {}
-        fixed: dict[int, str] = {}
-        for constraint in analysis.constraints:
-            counts = _free_counts(analysis, constraint.labels, locked)
-            attributes = [o for o in constraint.size.origins if isinstance(o, AttributeOf)]
-            shapes = [(o, analysis.origin_labels(o)) for o in constraint.size.origins if o not in attributes]
-            moving = [(o, found) for o, labels in shapes if (found := _free_counts(analysis, labels, locked))]
-            place = constraint.place
-            if len(moving) == 1 and not attributes:
-                origin, source = moving[0]
-                per_unit = Fraction(constraint.size.value, origin.value)
-                for root in counts.keys() | source.keys():
-                    if counts.get(root, 0) != per_unit * source.get(root, 0):
-                        fixed[root] = f"{place} computes a size that does not follow it"
-            elif len(attributes) == 1 and not moving:
-                own = attributes[0]
-                per_unit = Fraction(constraint.size.value, own.value)
-                loss = {root: count / per_unit for root, count in counts.items()}
-                first = losses.setdefault(
-                    (own.module, own.attribute), {r: int(v) for r, v in loss.items() if v.denominator == 1}
-                )
-                name = f"{own.module}.{own.attribute}".lstrip(".")
-                for root in first.keys() | loss.keys():
-                    if first.get(root) != loss.get(root):
-                        fixed[root] = f"{place}: `{name}` stands for other sizes too"
-                    elif own in elsewhere:
-                        fixed[root] = f"{place}: `{name}` is used elsewhere too"
-            elif counts or moving:
-                for root in [*counts, *(root for _, found in moving for root in found)]:
-                    fixed[root] = f"{place} has the literal size {constraint.size.value}"
-        if not fixed:
-            return losses, elsewhere
-        for root, reason in fixed.items():
-            analysis.atoms.lock(np.array([root]), reason)
-
-
-def _free_counts(analysis: Analysis, labels: Indices | None, locked: dict[int, str]) -> dict[int, int]:
-    if labels is None or not labels.size:
-        return {}
-    roots, counts = np.unique(analysis.atoms.find(labels), return_counts=True)
-    return {r: c for r, c in zip(roots.tolist(), counts.tolist(), strict=True) if r not in locked}
-
-
-def _used_as_numbers(captured: Captured, explained: set[Any]) -> set[Origin]:
-    """Sizes used in arithmetic, or given to a call whose rule knows nothing of them: another size, another result."""
-    found = set(captured.escaped)
-    for number, call in enumerate(captured.calls):
-        for leaf in torch.utils._pytree.tree_leaves((call.args, call.kwargs)):
-            if isinstance(leaf, TrackedInt):
-                found |= {origin for origin in leaf.size.origins if (number, origin) not in explained}
-    return found
-
-
-def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
+def _collect(
+    analysis: Analysis, losses: Losses, read: frozenset[tuple[str, str]], norms: Mapping[str, NormPlace]
+) -> ChannelGroups:
     """Sets that live in the same tensors, equally often, form one width."""
     roots_of = {key: analysis.atoms.find(atoms) for key, atoms in analysis.slots.items()}
     locked = analysis.atoms.locked()
@@ -151,7 +93,9 @@ def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
     produced = free.copy()
     free[np.fromiter(locked, dtype=np.int64, count=len(locked))] = False
     family_of = _families(roots_of, losses, free)
-    widths = _widths(analysis, roots_of, family_of)
+    widths = [
+        (replace(w, kind=_kind(analysis, w, roots)), roots) for w, roots in _widths(analysis, roots_of, family_of)
+    ]
     numbers = np.full(len(analysis.atoms), -1, dtype=np.int64)
     members = np.concatenate([roots for _, roots in widths]) if widths else np.empty(0, dtype=np.int64)
     numbers[members] = np.arange(len(members))
@@ -171,7 +115,23 @@ def _collect(analysis: Analysis, losses: Losses) -> ChannelGroups:
         _unprunable(analysis, roots_of, numbers, reason),
         ties,
         _module_outputs(analysis, numbers),
+        read,
+        frozenset(
+            (o.module, o.attribute) for c in analysis.constraints for o in c.size.origins if isinstance(o, AttributeOf)
+        ),
+        numbered(analysis, norms, numbers),
+        analysis.captured.outputs,
     )
+
+
+def _kind(analysis: Analysis, width: Width, roots: Indices) -> str:
+    """What a width is for, by what its indices went through."""
+    for kind in ("heads", "head_dim", "hidden"):
+        for labels, own in analysis.marks:
+            if own == kind and np.isin(analysis.atoms.find(labels), roots).any():
+                return kind
+    shapes = [analysis.shapes[slot.tensor] for slot in (*width.producers, *width.consumers)]
+    return "ffn" if all(len(shape) == 2 for shape in shapes) else "channels"
 
 
 def _families(roots_of: dict[tuple[str, int], Indices], losses: Losses, free: NDArray[np.bool_]) -> Indices:
@@ -258,12 +218,14 @@ def _module_outputs(analysis: Analysis, numbers: Indices) -> tuple[ModuleOutput,
 
 
 def prunable_fraction(model: nn.Module, groups: ChannelGroups) -> float:
-    """The share of convolution and linear weights (elements) that lie in at least one width."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = [m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
-    weights = {names[id(layer.weight)]: layer.weight.shape for layer in layers if id(layer.weight) in names}
-    inside = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in weights.items()}
-    for slot in (slot for width in groups.widths for slot in width.slots):
+    """The share of the layers' weights (elements, embeddings aside) that lie in at least one width."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = {name: p.shape for name, p in model.named_parameters() if p.dim() > 1 and id(p) not in tables}
+    slots = [slot for width in groups.widths for slot in width.slots]
+    entries: list[Slot | Unprunable] = [*slots, *groups.unprunable]
+    layers = {entry.tensor for entry in entries if entry.role != "inner"} & weights.keys()
+    inside = {name: torch.zeros(weights[name], dtype=torch.bool) for name in layers}
+    for slot in slots:
         if slot.tensor in inside:
             inside[slot.tensor].index_fill_(slot.dim, torch.from_numpy(slot.indices.ravel()), True)
-    return sum(int(mask.sum()) for mask in inside.values()) / sum(shape.numel() for shape in weights.values())
+    return sum(int(mask.sum()) for mask in inside.values()) / sum(mask.numel() for mask in inside.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -44,11 +44,15 @@ Origin = ShapeOf | AttributeOf
 
 @dataclass(frozen=True)
 class Size:
-    """A size as a product: `coefficient` times the origins' values. No origin: a literal number."""
+    """A size as a product: `coefficient` times the origins' values. No origin: a literal number.
+
+    `divisors` are origins that it was divided by; their values as they were are in the coefficient.
+    """
 
     value: int
     coefficient: Fraction = Fraction(1)
     origins: tuple[Origin, ...] = ()
+    divisors: tuple[Origin, ...] = field(default=(), compare=False)
 
 
 _ESCAPED: list[set[Origin]] = []
@@ -60,31 +64,33 @@ class TrackedInt(int):
 
     size: Size
 
-    def __new__(cls, value: int, coefficient: Fraction, origins: tuple[Origin, ...]) -> TrackedInt:
+    def __new__(
+        cls, value: int, coefficient: Fraction, origins: tuple[Origin, ...], divisors: tuple[Origin, ...] = ()
+    ) -> TrackedInt:
         """`value` is what the integer is, the rest where it comes from (see Size)."""
         self = super().__new__(cls, value)
-        self.size = Size(value, coefficient, origins)
+        self.size = Size(value, coefficient, origins, divisors)
         return self
 
     def __mul__(self, other: Any) -> Any:
-        product = int(self) * other
+        product, own = int(self) * other, self.size
         if isinstance(other, TrackedInt):
             size = other.size
-            return TrackedInt(product, self.size.coefficient * size.coefficient, self.size.origins + size.origins)
+            coefficient = own.coefficient * size.coefficient
+            return TrackedInt(product, coefficient, own.origins + size.origins, own.divisors + size.divisors)
         if type(other) is int:
-            return TrackedInt(product, self.size.coefficient * other, self.size.origins)
+            return TrackedInt(product, own.coefficient * other, own.origins, own.divisors)
         return product
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
-        quotient = int(self) // other
+        quotient, own = int(self) // other, self.size
         if not isinstance(other, int) or int(self) % other:
             return quotient
-        if isinstance(other, TrackedInt):
-            # c // self.groups: the divisor is a constant of the division, its origin does not scale with it.
-            return TrackedInt(quotient, self.size.coefficient / int(other), self.size.origins)
-        return TrackedInt(quotient, self.size.coefficient / other, self.size.origins)
+        # c // self.groups: the divisor is a constant of the division, its origin does not scale with it.
+        divisors = other.size.origins if isinstance(other, TrackedInt) else ()
+        return TrackedInt(quotient, own.coefficient / int(other), own.origins, own.divisors + divisors)
 
     def _escape(self) -> int:
         """The plain value, for arithmetic that no size follows; whoever records learns that the origins were used."""
@@ -133,6 +139,9 @@ class TrackedInt(int):
 
     def __neg__(self) -> Any:
         return TrackedInt(-int(self), -self.size.coefficient, self.size.origins)
+
+    def __deepcopy__(self, memo: Any) -> TrackedInt:
+        return self
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
@@ -211,15 +220,20 @@ class RecordCalls(TorchFunctionMode):
 
 @contextmanager
 def tracked_attributes(model: nn.Module) -> Iterator[None]:
-    """Within the context every integer attribute of every module remembers its module and name."""
-    changed: list[tuple[dict[str, Any], str, int]] = []
+    """Within the context every integer attribute of every module remembers its module and name.
+
+    So does a tuple of one integer (`normalized_shape`).
+    """
+    changed: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():
             attributes = module.__dict__
             for name, value in list(attributes.items()):
-                if type(value) is int and value > 0 and not name.startswith("_"):
+                number = value[0] if type(value) is tuple and len(value) == 1 else value
+                if type(number) is int and number > 0 and not name.startswith("_"):
                     changed.append((attributes, name, value))
-                    attributes[name] = TrackedInt(value, Fraction(1), (AttributeOf(path, name, value),))
+                    tracked = TrackedInt(number, Fraction(1), (AttributeOf(path, name, number),))
+                    attributes[name] = (tracked,) if type(value) is tuple else tracked
         yield
     finally:
         for attributes, name, value in changed:

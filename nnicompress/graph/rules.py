@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from nnicompress.graph.analysis import Analysis, Labels, Rule, Value, op_name, output_shapes
-from nnicompress.graph.provenance import size_of
+from nnicompress.graph.provenance import Size, size_of
 
 RULES: dict[str, Rule] = {}
 
@@ -149,22 +149,6 @@ def linear(analysis: Analysis, node: Node) -> Value:
     return [*x[:-1], weight[0]]
 
 
-@rule("matmul", "mm", "addmm")
-def matrix_product(analysis: Analysis, node: Node) -> Value:
-    """A product with a parameter is a linear layer [in, out]; between activations nothing may be contracted away."""
-    *added, left, right = [a for a in node.args if isinstance(a, Node)]
-    a, b = analysis.labels(left), analysis.labels(right)
-    if right.op != "placeholder" or len(b) != 2:
-        analysis.lock_all([a, b], f"{analysis.place(node)} multiplies two activations")
-        return [None] * len(output_shapes(node))
-    analysis.play(right, 0, "input")
-    analysis.play(right, 1, "output")
-    analysis.unite(a[-1], b[0], node)
-    for bias in added:
-        analysis.unite(analysis.labels(bias)[-1], b[1], node)
-    return [*a[:-1], b[1]]
-
-
 @rule("batch_norm", "instance_norm")
 def batch_norm(analysis: Analysis, node: Node) -> Value:
     """Statistics per channel (dimension 1): weight, bias and running statistics are slots of that channel."""
@@ -184,7 +168,7 @@ def group_norm(analysis: Analysis, node: Node) -> Value:
     channels = x[1]
     if channels is not None:
         if groups == 1:
-            analysis.lock(channels, f"{analysis.place(node)} takes its statistics over the whole width")
+            analysis.summarise(channels, node, f"{analysis.place(node)} takes its statistics over the whole width")
         else:
             rows = analysis.tie_outer(channels, groups)
             given = analysis.argument(node, 1, "num_groups")
@@ -196,13 +180,19 @@ def group_norm(analysis: Analysis, node: Node) -> Value:
     return [None, channels, *[None] * (len(x) - 2)]
 
 
-@rule("layer_norm")
+@rule("layer_norm", "rms_norm")
 def layer_norm(analysis: Analysis, node: Node) -> Value:
-    """Statistics over the last dimensions, which therefore must stay."""
+    """Statistics over the last dimensions."""
     x, normalized = analysis.labels(argument(node, 0)), len(argument(node, 1))
     reason = f"{analysis.place(node)} takes its statistics over the whole width"
-    for labels in x[-normalized:]:
-        analysis.lock(labels, reason)
+    if normalized > 1:
+        for labels in x[-normalized:]:
+            analysis.lock(labels, reason)
+    else:
+        analysis.summarise(x[-1], node, reason)
+        given = analysis.argument(node, 1, "normalized_shape")
+        size = size_of(given[0]) if given else Size(int(argument(node, 1)[0]))
+        analysis.constrain(x[-1], size, node)
     for position, name in ((2, "weight"), (3, "bias")):
         operand = argument(node, position, name)
         if isinstance(operand, Node):
@@ -245,6 +235,10 @@ def spatial(analysis: Analysis, node: Node) -> Value:
     return result if isinstance(node.meta["val"], torch.Tensor) else [result, list(result)]
 
 
+_MOMENTS = frozenset({"mean", "var", "std", "sum", "linalg_vector_norm"})
+"""Reductions that norms are written with."""
+
+
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm", "prod", "argmax", "argmin")
 def reduction(analysis: Analysis, node: Node) -> Value:
     """Over fixed dimensions only; what is averaged or summed over can't shrink unseen."""
@@ -254,7 +248,11 @@ def reduction(analysis: Analysis, node: Node) -> Value:
         dims = None
     reduced = _dims(dims, len(x))
     for dim in reduced:
-        analysis.lock(x[dim], f"{analysis.place(node)} reduces over this dimension")
+        reason = f"{analysis.place(node)} reduces over this dimension"
+        if len(reduced) == 1 and op_name(node) in _MOMENTS:
+            analysis.summarise(x[dim], node, reason)
+        else:
+            analysis.lock(x[dim], reason)
     if len(shape) == len(x):
         return [None if dim in reduced else labels for dim, labels in enumerate(x)]
     return [labels for dim, labels in enumerate(x) if dim not in reduced]

@@ -195,6 +195,31 @@ def flip(analysis: Analysis, node: Node) -> Value:
     return [labels[::-1] if labels is not None and dim in dims else labels for dim, labels in enumerate(x)]
 
 
+@rule("roll")
+def roll(analysis: Analysis, node: Node) -> Value:
+    """Indices move along the named dimensions, which must stay (without any, all); the others pass."""
+    x = analysis.labels(argument(node, 0))
+    for dim in argument(node, 2, "dims") or range(len(x)):
+        analysis.lock(x[dim], f"{analysis.place(node)} moves indices along this dimension")
+    return x
+
+
+@rule("index")
+def index(analysis: Analysis, node: Node) -> Value:
+    """`x[:, indices]`: what is looked up by value must stay; what is not indexed passes."""
+    x, given = analysis.labels(argument(node, 0)), list(argument(node, 1))
+    given += [None] * (len(x) - len(given))
+    indexed = [dim for dim, own in enumerate(given) if own is not None]
+    for dim in indexed:
+        analysis.lock(x[dim], f"{analysis.place(node)} looks indices up by value")
+        analysis.lock_all(analysis.values[given[dim]], f"{analysis.place(node)} takes it as indices")
+    rank = len(output_shapes(node)) - (len(x) - len(indexed))
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    before = indexed[0] if together else 0
+    passing = [labels for dim, labels in enumerate(x) if dim not in indexed]
+    return [*passing[:before], *[None] * rank, *passing[before:]]
+
+
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(analysis: Analysis, node: Node) -> Value:
     """[groups, channels / groups] transposed: index j of every group is one channel group."""

@@ -93,7 +93,7 @@ def _split(analysis: Analysis, node: Node, flat: Indices, split: list[int], size
 
     Where the labels already vary along one new dimension only, that is the one. Otherwise (channel shuffle, heads)
     the others are tied: the first new dimension whose size can follow a removal is chosen, those read from a shape
-    before those read from an attribute.
+    before those read from an attribute. Inside heads it is the last one that can follow.
     """
     roots = analysis.atoms.find(flat.ravel()).reshape(flat.shape)
     for axis in range(len(split)):
@@ -103,6 +103,8 @@ def _split(analysis: Analysis, node: Node, flat: Indices, split: list[int], size
             return
     follows = [dim for dim in split if sizes[dim].value == -1 or _from_shape(sizes[dim])]
     follows += [dim for dim in split if sizes[dim].origins and dim not in follows]
+    if analysis.inside_heads:
+        follows = sorted(follows, reverse=True)
     if not follows:
         analysis.lock(flat, f"{analysis.place(node)} splits it by literal numbers")
         return
@@ -181,11 +183,34 @@ def expand(analysis: Analysis, node: Node) -> Value:
     return result
 
 
+@rule("repeat")
+def repeat(analysis: Analysis, node: Node) -> Value:
+    """Copies laid end to end along each dimension; new dimensions come first."""
+    x, shape, times = analysis.labels(argument(node, 0)), output_shapes(argument(node, 0)), argument(node, 1)
+    new = len(times) - len(x)
+    sizes = analysis.sizes(node, times)
+    result: Labels = [None] * new
+    for labels, count, number, size in zip(x, shape, times[new:], sizes[new:], strict=True):
+        if labels is None and count == 1 and size.origins:
+            result.append(_same_size(analysis, node, size))
+        else:
+            analysis.constrain(None, size, node)
+            result.append(labels if labels is None or number == 1 else np.tile(labels, number))
+    return result
+
+
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
 def creation(analysis: Analysis, node: Node) -> Value:
-    """A constant tensor follows the shapes that its sizes were read from."""
-    shape = output_shapes(node)
-    return [_same_size(analysis, node, size) for size in analysis.sizes(node, shape)]
+    """A constant tensor follows the shapes and attributes that its sizes were read from."""
+    result: Labels = []
+    for count, size in zip(output_shapes(node), analysis.sizes(node, output_shapes(node)), strict=True):
+        if count > 1 and size.origins and not _from_shape(size) and "rand" not in op_name(node):
+            # All its indices are alike: whatever they meet, and however many go, the attribute can follow.
+            result.append(analysis.atoms.new(count))
+            analysis.constrain(result[-1], size, node)
+        else:
+            result.append(_same_size(analysis, node, size))
+    return result
 
 
 def _same_size(analysis: Analysis, node: Node, size: Size) -> Indices | None:

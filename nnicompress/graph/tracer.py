@@ -131,7 +131,7 @@ class _RecordOperators(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: tuple[str, ...] = ()
 ) -> tuple[Graph, dict[str, str], RecordCalls] | None:
     """The operators of `model`'s forward on these inputs, or None where that takes torch.export.
 
@@ -160,7 +160,7 @@ def trace(
             result = model(*inputs, **options)
         if calls.switched:
             return None
-        operators.output(result)
+        operators.output(tuple(result[name] for name in outputs) if outputs else result)
     except Exception:  # the forward's own errors too: torch.export meets them again, and its reason is reported
         return None
     return operators.recorded, behind, calls

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
+Removal = Mapping[str, Indices]
+"""Width name -> sorted indices of the channel groups to remove (in `range(width.size)`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,15 @@ class Slot:
 class Width:
     """A dimension of the network that can be made narrower: `size` channel groups that live in the same tensors.
 
-    `name` is the first producing module (`layer1.0.conv1`), with `#2`, `#3` where one module produces several.
+    `name` is the first producing module (`layer1.0.conv1`), with `#2`, `#3` where one module produces several. `kind`
+    says what it is for: `heads` and `head_dim` of attention, `hidden` where norms take statistics over it, `ffn`
+    between linear layers, else `channels`.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
+    kind: str = "channels"
 
     @property
     def producers(self) -> tuple[Slot, ...]:
@@ -63,11 +69,23 @@ class Unprunable:
 
 @dataclass(frozen=True, eq=False)
 class AttributeTie:
-    """Integer `attribute` of `module` repeats a width: each removed group i of width w lowers it by `losses[w][i]`."""
+    """Integer `attribute` of `module` repeats a width: each removed group i of width w lowers it by `losses[w][i]`.
+
+    A tuple of one integer (`normalized_shape`) counts as that integer.
+    """
 
     module: str
     attribute: str
     losses: Mapping[str, Indices]
+
+    def loss(self, removal: Removal) -> int:
+        """By how much the attribute falls in all."""
+        return sum(int(self.losses[name][indices].sum()) for name, indices in removal.items() if name in self.losses)
+
+
+def lowered(value: Any, loss: int) -> Any:
+    """An attribute of an AttributeTie, less by `loss`."""
+    return tuple(v - loss for v in value) if isinstance(value, tuple) else value - loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +102,21 @@ class ModuleOutput:
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """A module that takes statistics over prunable channels: while they are masked it must leave them out.
+
+    They lie in dimension `dim` (counted from the end) of its input and of its output; `channels` has the number of the
+    channel group (as in ModuleOutput) or -1 for each index of it. `tensors` has the dimension of each of the module's
+    own tensors that holds them, by its name in the module.
+    """
+
+    module: str
+    dim: int
+    channels: Indices
+    tensors: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGroups:
     """All widths of one captured model, what is unprunable and why, and the attributes tied to widths."""
 
@@ -93,10 +126,15 @@ class ChannelGroups:
     outputs: tuple[ModuleOutput, ...] = ()
     read: frozenset[tuple[str, str]] = frozenset()
     """(module, attribute) that the forward reads as plain numbers: they keep their values."""
+    sizing: frozenset[tuple[str, str]] = frozenset()
+    """(module, attribute) that the forward gives as sizes: with the ties followed they are right."""
+    norms: tuple[Norm, ...] = ()
+    returned: tuple[str, ...] = ()
+    """The entries of the forward's result that keep their sizes; none: all of it."""
 
     def __getitem__(self, name: str) -> Width:
         return next(width for width in self.widths if width.name == name)
 
-
-Removal = Mapping[str, Indices]
-"""Width name -> sorted indices of the channel groups to remove (in `range(width.size)`)."""
+    def gone(self, removal: Removal) -> NDArray[np.bool_]:
+        """For each channel group, counted through the widths in order, whether `removal` has it."""
+        return np.concatenate([np.isin(np.arange(w.size), removal.get(w.name, ())) for w in self.widths])

@@ -19,7 +19,7 @@ from nnicompress.evaluators.contract import Evaluator, Handle, StepEvent
 from nnicompress.graph.widths import Width
 from nnicompress.pruning.importance import Importance
 from nnicompress.pruning.masks import Attached, Masks
-from nnicompress.pruning.norms import NormSlots
+from nnicompress.pruning.norm_slots import NormSlots
 from nnicompress.pruning.scores import Blocks, Scores, counted_slots, score_once
 from nnicompress.pruning.settings import ImportanceSettings
 

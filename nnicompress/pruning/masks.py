@@ -8,7 +8,7 @@ multiplying) also clears NaN; `fill` says how it is done in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,25 @@ from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import Evaluator, Handle
 from nnicompress.graph.widths import Removal, Width
 from nnicompress.pruning.fill import Fill
+from nnicompress.pruning.norms import MaskedNorm, RestrictedNorms
 
 
 class Masks:
     """Which elements of which parameters are kept; the others are zero.
 
-    `keep` maps a parameter's name (its first, where tied) to a bool tensor of its shape, on the CPU.
+    `keep` maps a parameter's name (its first, where tied) to a bool tensor of its shape, on the CPU. `norms` take their
+    statistics over the kept channels while the masks are attached.
     """
 
-    def __init__(self, keep: Mapping[str, Tensor]) -> None:
+    def __init__(self, keep: Mapping[str, Tensor], norms: Sequence[MaskedNorm] = ()) -> None:
+        self.norms = tuple(norms)
         self.keep: dict[str, Tensor] = {name: mask.detach().to("cpu", torch.bool) for name, mask in keep.items()}
         self._fills: dict[str, Fill] = {name: Fill(mask) for name, mask in self.keep.items()}
 
     @classmethod
-    def from_removal(cls, model: nn.Module, widths: Iterable[Width], removal: Removal) -> Masks:
+    def from_removal(
+        cls, model: nn.Module, widths: Iterable[Width], removal: Removal, norms: Sequence[MaskedNorm] = ()
+    ) -> Masks:
         """Masks over every parameter slot of the removed channel groups: producers, consumers and what lies between.
 
         A removed group is zero everywhere, so that the masked model computes what the compact one will. Buffers stay:
@@ -46,12 +51,13 @@ class Masks:
                 if slot.tensor in parameters:
                     mask = keep.setdefault(slot.tensor, torch.ones(parameters[slot.tensor].shape, dtype=torch.bool))
                     mask.index_fill_(slot.dim, torch.from_numpy(slot.indices[removed].ravel()), False)
-        return cls(keep)
+        return cls(keep, norms)
 
     def __and__(self, other: Masks) -> Masks:
         """What both keep."""
         both = {name: mask & other.keep[name] for name, mask in self.keep.items() if name in other.keep}
-        return Masks({**self.keep, **other.keep, **both})
+        assert not (self.norms and other.norms), "norms restricted twice"
+        return Masks({**self.keep, **other.keep, **both}, self.norms or other.norms)
 
     @property
     def removed(self) -> int:
@@ -81,6 +87,7 @@ class Masks:
                 fill(parameter)
 
         handles: list[Handle] = [evaluator.after_step(fill_weights), evaluator.before_evaluate(self.apply)]
+        handles.append(RestrictedNorms(model, self.norms))
         for name, parameter in parameters.items():
             if parameter.requires_grad:
                 hook = _gradient_filler(name, self._fills[name])

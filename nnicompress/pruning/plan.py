@@ -10,7 +10,7 @@ from torch import nn
 from nnicompress.errors import ConfigError
 from nnicompress.graph.widths import ChannelGroups, Slot, Width
 from nnicompress.pruning.granularity import block_shape, kept_of, pool_shape
-from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, PrunerSettings, TensorSettings
+from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, WIDTH_KINDS, PrunerSettings, TensorSettings
 from nnicompress.pruning.targets import Selection, parameter_names, select
 
 
@@ -79,7 +79,8 @@ def make_plan(model: nn.Module, settings: PrunerSettings, groups: ChannelGroups 
     consuming one) and excludes none of those that do.
 
     Raises:
-        ConfigError: see `select`; targets that meet in one width or tensor with other ratios; blocks that don't fit.
+        ConfigError: see `select`; targets that meet in one width or tensor with other ratios; blocks that don't fit; a
+            kind of width (`heads`, `ffn` ...) that none of the selected modules produces.
     """
     widths: dict[str, WidthTarget] = {}
     tensors: dict[str, TensorTarget] = {}
@@ -127,18 +128,22 @@ def _width_targets(
     selection: Selection,
     groups: ChannelGroups,
 ) -> tuple[list[WidthTarget], list[Unpruned]]:
-    roles = ("output", "inner") if granularity == "output_channel" else ("input",)
+    roles = ("input",) if granularity == "input_channel" else ("output", "inner")
     module_of = {tensor: module for module, tensor in reversed(owners.items())}
     excluded = _parameters_under(model, selection.excluded)
     found: list[WidthTarget] = []
     left: list[Unpruned] = []
     ratio = asked.sparse_ratio or 0.0
     reached: set[str] = set()
+    kinds: set[str] = set()
     for width in groups.widths:
         slots = {module_of[s.tensor]: s for s in reversed(width.slots) if s.tensor in module_of and s.role in roles}
         if not slots:
             continue
         reached |= {slot.tensor for slot in slots.values()}
+        kinds.add(width.kind)
+        if granularity in WIDTH_KINDS and width.kind != granularity:
+            continue
         barred = next((s.tensor for s in width.slots if s.tensor in excluded and s.role in roles[:1]), None)
         if barred is not None:
             why = f"shares its channels with {barred.rpartition('.')[0]}, which is excluded"
@@ -149,6 +154,13 @@ def _width_targets(
         modules = tuple(module for module in owners if module in slots)
         cost = sum(slots[module].indices.shape[1] for module in modules)
         found.append(WidthTarget(width, target, asked, modules, cost))
+    if granularity in WIDTH_KINDS:
+        if not found and not left:
+            have = f"; they produce {', '.join(sorted(kinds))}" if kinds else ""
+            raise ConfigError(
+                f"the selected modules produce no {granularity}{have}", key=f"targets.{target}.granularity"
+            )
+        return found, left
     for module, tensor in owners.items():
         if module_of[tensor] != module:  # tied: counted under its first module
             continue
@@ -212,4 +224,4 @@ def _parameters_under(model: nn.Module, modules: Iterable[str]) -> set[str]:
 def _channel_dim(module: nn.Module, granularity: str) -> int:
     """The dimension of a module's weight that holds its output (or input) channels, for the reasons why they stay."""
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    return 0 if (granularity == "output_channel") != transposed else 1
+    return 0 if (granularity != "input_channel") != transposed else 1

@@ -32,6 +32,7 @@ from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.learning import Learning, make_learning
 from nnicompress.pruning.masks import Masks
+from nnicompress.pruning.norms import masked_norms
 from nnicompress.pruning.plan import Plan, make_plan
 from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
@@ -118,7 +119,11 @@ class Pruner:
         with self.evaluator.bound(model):
             if self.settings.prunes_channels and groups is None:
                 args, kwargs = self.evaluator.example_inputs(2)
-                groups = find_channel_groups(capture(model, args, kwargs))
+                groups = find_channel_groups(
+                    capture(model, args, kwargs, outputs=self.settings.outputs),
+                    inside_heads="head_dim" in self.settings.granularities,
+                    hidden="hidden" in self.settings.granularities,
+                )
             plan = make_plan(model, self.settings, groups)
             steps = growths(self.settings.schedule)
             self._begin(model, plan)
@@ -126,7 +131,7 @@ class Pruner:
             # Either the training after removal `number` was cut off, and the evaluator knows where, or there is one
             # before the first removal.
             if self._at.number or self._learning is not None or self._origin is not None:
-                self._train(self._masks(model, plan, removed), self._at)
+                self._train(self._masks(model, plan, removed, groups), self._at)
             for number, grow in enumerate(steps[self._at.number :], start=self._at.number + 1):
                 removed, result = self._remove(plan, groups, grow, removed)
                 self._tell(result, number, len(steps))
@@ -154,7 +159,7 @@ class Pruner:
         ask = self._ask(plan, groups, allot, grow)
         allotted = allot(ask)
         removed = allotted.removed(plan)
-        masks = self._masks(model, plan, removed)
+        masks = self._masks(model, plan, removed, groups)
         exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
         rows, unprunable, totals = describe(model, plan, allotted.of, allotted.ratios, ask.of_unprunable)
         removal = {name: indices for name, indices in removed.widths.items() if len(indices)}
@@ -209,8 +214,9 @@ class Pruner:
             seed=importance.seed,
         )
 
-    def _masks(self, model: nn.Module, plan: Plan, removed: Removed) -> Masks:
-        masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths)
+    def _masks(self, model: nn.Module, plan: Plan, removed: Removed, groups: ChannelGroups | None) -> Masks:
+        norms = () if groups is None else masked_norms(groups, removed.widths)
+        masks = Masks.from_removal(model, [target.width for target in plan.widths], removed.widths, norms)
         keep: dict[str, Tensor] = {}
         for target in plan.tensors:
             if target.tensor not in removed.tensors:  # before the first removal

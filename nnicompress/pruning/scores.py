@@ -15,7 +15,7 @@ from nnicompress.graph.widths import Slot, Width
 from nnicompress.pruning.granularity import block_sums
 from nnicompress.pruning.importance import Importance, Scope
 from nnicompress.pruning.inputs import gather
-from nnicompress.pruning.norms import NormSlots
+from nnicompress.pruning.norm_slots import NormSlots
 
 Scores = NDArray[np.float64]
 Blocks = Mapping[str, tuple[int, ...]]

@@ -20,11 +20,13 @@ CHANNEL_IMPORTANCES = ("taylor_bn", "fpgm", "slim", "apoz", "mean_activation")
 """They score whole channels, and no single weights."""
 PENALTIES = {"slim": 1e-4, "soft_movement": 0.02}
 """Importances with a penalty beside the loss, and its default strength."""
-GRANULARITY_NAMES = ("element", "output_channel", "input_channel")
+WIDTH_KINDS = ("heads", "head_dim", "ffn", "hidden")
+"""Granularities that name what a width is for: channels of that kind alone are pruned."""
+CHANNEL_GRANULARITIES = ("output_channel", "input_channel", *WIDTH_KINDS)
+GRANULARITY_NAMES = ("element", *CHANNEL_GRANULARITIES)
 DROPS = "${nnicompress.drops:FOLDER/sensitivity.yaml}"
 """How a recipe takes them from an analysis."""
 N_OF_M = re.compile(r"([1-9]\d*):([1-9]\d*)")
-CHANNEL_GRANULARITIES = ("output_channel", "input_channel")
 
 
 def _ratio(value: float) -> float:
@@ -114,7 +116,8 @@ Count = Annotated[int, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
-"""`element`, `output_channel`, `input_channel`, a block's length along each dimension, e.g. `(4, 4)`, or N:M: `2:4`."""
+"""`element`, `output_channel`, `input_channel`, one of WIDTH_KINDS, N:M (`2:4`), or a block's length along each dimension,
+e.g. `(4, 4)`."""
 GroupId = int | str
 Share = Annotated[float, AfterValidator(_share)]
 Strength = Annotated[float, AfterValidator(_not_negative)]
@@ -352,11 +355,16 @@ class PrunerSettings(Settings):
     target: BudgetSettings | None = None
     """What may remain: the ratios are searched for, in the proportion of the targets' `sparse_ratio`s."""
     targets: dict[str, TargetSettings]
+    outputs: Names = ()
+    """Entries of the model's result that must keep their sizes, e.g. `logits`; none: all. An encoder's hidden states,
+    which a model returns besides its logits, otherwise keep the hidden width whole."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.targets:
             raise ValueError("targets is empty: a pruner needs at least one")
+        if {"heads", "head_dim"} <= self.granularities:
+            raise ValueError("heads and head_dim can't be pruned at once; prune one, shrink, then prune the other")
         for name, target in self.targets.items():
             for tensor in target.target_names:
                 asked = target.of_tensor(tensor)

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, ModuleOutput, Slot, Unprunable, Width
+from nnicompress.graph.widths import AttributeTie, ChannelGroups, Indices, ModuleOutput, Norm, Slot, Unprunable, Width
 from nnicompress.pruning.masks import Masks
+from nnicompress.pruning.norms import MaskedNorm
 from nnicompress.pruning.result import PrunedRow, PruningResult, Total
 
 DOCUMENT = "pruning.json"
@@ -27,6 +28,7 @@ def save_pruning(result: PruningResult, folder: Path) -> None:
     document = {
         "removal": {name: arrays.put(indices) for name, indices in result.removal.items()},
         "masks": {name: arrays.put_tensor(keep) for name, keep in result.masks.keep.items()},
+        "masked_norms": [[n.module, n.dim, arrays.put(n.kept), n.tensors, n.losses] for n in result.masks.norms],
         "rows": [asdict(row) for row in result.rows],
         "unprunable": list(result.unprunable),
         "totals": {unit: asdict(total) for unit, total in result.totals.items()},
@@ -43,7 +45,13 @@ def load_pruning(folder: Path) -> PruningResult:
     groups = document["groups"]
     return PruningResult(
         removal={name: arrays.get(key) for name, key in document["removal"].items()},
-        masks=Masks({name: arrays.tensors[key] for name, key in document["masks"].items()}),
+        masks=Masks(
+            {name: arrays.tensors[key] for name, key in document["masks"].items()},
+            [
+                MaskedNorm(module, dim, arrays.get(key), tensors, losses)
+                for module, dim, key, tensors, losses in document["masked_norms"]
+            ],
+        ),
         rows=tuple(PrunedRow(**{**row, "modules": tuple(row["modules"])}) for row in document["rows"]),
         unprunable=tuple(document["unprunable"]),
         totals={unit: Total(**total) for unit, total in document["totals"].items()},
@@ -77,6 +85,7 @@ def _groups_out(groups: ChannelGroups, arrays: _Arrays) -> dict[str, Any]:
             {
                 "name": width.name,
                 "size": width.size,
+                "kind": width.kind,
                 "slots": [[s.tensor, s.dim, arrays.put(s.indices), s.role] for s in width.slots],
             }
             for width in groups.widths
@@ -91,6 +100,9 @@ def _groups_out(groups: ChannelGroups, arrays: _Arrays) -> dict[str, Any]:
             for output in groups.outputs
         ],
         "read": sorted(groups.read),
+        "sizing": sorted(groups.sizing),
+        "norms": [[norm.module, norm.dim, arrays.put(norm.channels), norm.tensors] for norm in groups.norms],
+        "returned": list(groups.returned),
     }
 
 
@@ -101,6 +113,7 @@ def _groups_in(document: Mapping[str, Any], arrays: _Arrays) -> ChannelGroups:
                 width["name"],
                 width["size"],
                 tuple(Slot(tensor, dim, arrays.get(key), role) for tensor, dim, key, role in width["slots"]),
+                width["kind"],
             )
             for width in document["widths"]
         ),
@@ -114,4 +127,7 @@ def _groups_in(document: Mapping[str, Any], arrays: _Arrays) -> ChannelGroups:
             for module, call, dims in document["outputs"]
         ),
         read=frozenset((module, attribute) for module, attribute in document["read"]),
+        sizing=frozenset((module, attribute) for module, attribute in document["sizing"]),
+        norms=tuple(Norm(module, dim, arrays.get(key), tensors) for module, dim, key, tensors in document["norms"]),
+        returned=tuple(document["returned"]),
     )

@@ -3,7 +3,8 @@
 1. On real inputs of several batch sizes both give the same outputs.
 2. The same holds for a twin of the masked model with random weights. Trained weights can hide a wrong index (a dead
    channel, two equal scales); random ones do not.
-3. Each tensor of the compact model is, bit for bit, the masked model's tensor at the kept indices.
+3. Each tensor of the compact model is, bit for bit, the masked model's tensor at the kept indices; parameters of the
+   masked model are zero at the others.
 
 Run in float64 where the model allows it, so that a difference is a fault and not rounding.
 """
@@ -23,7 +24,9 @@ from torch.utils import _pytree as pytree
 
 from nnicompress.errors import ProofError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.graph.capture import selected
 from nnicompress.graph.widths import ChannelGroups, Removal
+from nnicompress.pruning.norms import RestrictedNorms, masked_norms
 from nnicompress.shrink.surgery import kept_indices, removed_indices, shrink
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -47,15 +50,19 @@ def prove(
 ) -> Proof:
     """Compare both models in eval mode on `batches` (inputs of the forward, of at least two batch sizes).
 
-    `masked` is the original with every slot of the removed groups at zero, as `pruning.Masks` leaves it. Raises
+    `masked` is the original with every slot of the removed groups at zero, as `pruning.Masks` leaves it; its norms take
+    their statistics over the kept channels. Raises
     ProofError that names the first module whose output differs, or the first tensor that is not the masked slice.
     """
     started = time.perf_counter()
     precision = _precision(masked, batches)
     real_masked, real_compact = _twin_of(masked, precision), _twin_of(compact, precision)
+    norms = masked_norms(groups, removal)
+    RestrictedNorms(real_masked, norms)
     difference = _compare(real_masked, real_compact, groups, removal, batches, precision, "on real inputs")
     twin_masked = _randomised(masked, groups, removal, precision)
     twin_compact = shrink(twin_masked, groups, removal)
+    RestrictedNorms(twin_masked, norms)
     twin = _compare(twin_masked, twin_compact, groups, removal, batches[:1], precision, "with random weights")
     _compare_tensors(masked, compact, groups, removal)
     _run_in_training(masked, compact, batches[0], precision)
@@ -92,10 +99,13 @@ def _cast(batch: ModelInput, precision: torch.dtype) -> ModelInput:
     return args, kwargs
 
 
-def _outputs(model: nn.Module, batch: ModelInput, precision: torch.dtype) -> list[Tensor]:
+def _outputs(
+    model: nn.Module, batch: ModelInput, precision: torch.dtype, returned: tuple[str, ...] = ()
+) -> list[Tensor]:
     args, kwargs = _cast(batch, precision)
     with torch.no_grad():
-        return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        result = selected(model(*args, **kwargs), returned)
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _compare(
@@ -109,9 +119,9 @@ def _compare(
 ) -> float:
     worst = 0.0
     for batch in batches:
-        expected = _outputs(masked, batch, precision)
+        expected = _outputs(masked, batch, precision, groups.returned)
         try:
-            actual = _outputs(compact, batch, precision)
+            actual = _outputs(compact, batch, precision, groups.returned)
         except Exception as error:  # whatever the user's forward raises when a size no longer fits
             raise ProofError(f"the compact model's forward fails {where}: {error}") from error
         for left, right in zip(expected, actual, strict=True):
@@ -147,7 +157,7 @@ def _first_difference(
     precision: torch.dtype,
 ) -> str:
     """The first module whose output, at the kept channels, is another one."""
-    gone = np.concatenate([np.isin(np.arange(w.size), removal.get(w.name, ())) for w in groups.widths])
+    gone = groups.gone(removal)
     expected = _module_outputs(masked, batch, precision)
     actual = _module_outputs(compact, batch, precision)
     for output in groups.outputs:
@@ -216,7 +226,13 @@ def _randomised(masked: nn.Module, groups: ChannelGroups, removal: Removal, prec
 
 
 def _compare_tensors(masked: nn.Module, compact: nn.Module, groups: ChannelGroups, removal: Removal) -> None:
-    """Bit for bit at the kept indices; what lies at the removed ones shows in the outputs."""
+    """Bit for bit at the kept indices, and parameters at zero at the removed ones."""
+    parameters = dict(masked.named_parameters())
+    for name, gone in removed_indices(groups, removal).items():
+        for dim, indices in gone.items() if name in parameters else ():
+            parameter = parameters[name]
+            if parameter.detach().index_select(dim, torch.from_numpy(indices).to(parameter.device)).any():
+                raise ProofError(f"{name} of the masked model is not zero at the removed indices")
     originals = dict([*masked.named_parameters(), *masked.named_buffers()])
     kept = kept_indices(groups, removal, {name: tensor.shape for name, tensor in originals.items()})
     for name, tensor in (*compact.named_parameters(), *compact.named_buffers()):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnicompress.graph.widths import ChannelGroups, Indices, Removal
+from nnicompress.graph.widths import ChannelGroups, Indices, Removal, lowered
 
 
 def shrink(model: nn.Module, groups: ChannelGroups, removal: Removal) -> nn.Module:
@@ -75,10 +75,9 @@ def _take(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
 
 def _follow_ties(model: nn.Module, groups: ChannelGroups, removal: Removal) -> None:
     for tie in groups.ties:
-        loss = sum(int(tie.losses[name][indices].sum()) for name, indices in removal.items() if name in tie.losses)
-        if loss:
+        if loss := tie.loss(removal):
             module = model.get_submodule(tie.module)
-            setattr(module, tie.attribute, getattr(module, tie.attribute) - loss)
+            setattr(module, tie.attribute, lowered(getattr(module, tie.attribute), loss))
 
 
 def follow_own_tensors(module: nn.Module) -> None:

@@ -144,6 +144,12 @@ def test_one_mistake_is_one_line(override: str, monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in first
 
 
+def test_a_hidden_width_is_not_left_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    (line,) = lines_of(BASE, *SMALL, "compressor.granularity=hidden", "~stages.shrink")
+    assert line.startswith("stages.prune.compressor.granularity: granularity hidden needs a shrink stage")
+
+
 def test_mistakes_of_every_kind_are_shown_at_once() -> None:
     wrong = [
         "seed=-1",

@@ -48,6 +48,11 @@ def attention(m: Model, x: Tensor) -> Tensor:
     return m.o(scores @ m.v(x))
 
 
+def grouped_attention(m: Model, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return m.o(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
 PRUNABLE = {
     "glu": (Model(lambda m, x: m.b(F.glu(m.a(x), 1)), a=conv(3, 16), b=conv(8, 4)), IMAGE, {"a": 8}),
     "pixel_shuffle": (
@@ -117,6 +122,30 @@ PRUNABLE |= {
     "created_like_its_shape": (
         Model(lambda m, x: m.b(m.a(x) + torch.ones(m.a(x).shape)), a=conv(3, 8), b=conv(8, 2)), IMAGE, {"a": 8},
     ),
+    "attention_scores": (
+        Model(attention, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 10), o=nn.Linear(10, 3)),
+        TOKENS,
+        {"q": 8, "v": 10},
+    ),
+    "contracted_with_one_side_zero": (
+        Model(lambda m, x: m.q(x).sigmoid() @ m.k(x).transpose(1, 2), q=nn.Linear(6, 8), k=nn.Linear(6, 8)),
+        TOKENS,
+        {"q": 8},
+    ),
+    "rolled_over_positions": (
+        Model(lambda m, x: m.b(m.a(x).roll(2, 1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)), TOKENS, {"a": 8},
+    ),
+    "looked_up_by_index": (
+        Model(lambda m, x: m.b((m.a(x) * m.t[m.i])[:, torch.tensor([2, 0])]), a=nn.Linear(6, 8), b=nn.Linear(8, 3),
+              t=nn.Parameter(torch.randn(4, 8)), i=nn.Parameter(torch.tensor([3, 1, 1, 0, 2]), False)),
+        TOKENS,
+        {"a": 8},
+    ),
+    "grouped_query_attention": (
+        Model(grouped_attention, q=nn.Linear(6, 24), k=nn.Linear(6, 12), v=nn.Linear(6, 12), o=nn.Linear(24, 3)),
+        TOKENS,
+        {"q": 3},
+    ),
     "a_leaf_s_width_read_as_a_number": (
         Model(lambda m, x: m.b(m.a(x)) * m.b.in_features**-0.5, a=nn.Linear(6, 8), b=nn.Linear(8, 3)), VECTOR, {"a": 8},
     ),
@@ -172,9 +201,14 @@ FIXED = {
               w=nn.Parameter(torch.randn(8, 8)), b=nn.Linear(8, 3)), VECTOR, "a",
         "einsum in the model is an operator without a rule",
     ),
-    "attention_scores": (
-        Model(attention, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(8, 3)), TOKENS, "q",
-        "matmul in the model multiplies two activations",
+    "contracted_behind_a_sigmoid": (
+        Model(lambda m, x: m.q(x).sigmoid() @ m.k(x).sigmoid().transpose(1, 2), q=nn.Linear(6, 8), k=nn.Linear(6, 8)),
+        TOKENS, "q", "matmul in the model sums over it, and what is masked is not zero there",
+    ),
+    "attention_scaled_by_its_size": (
+        Model(lambda m, x: m.o(F.scaled_dot_product_attention(m.q(x), m.k(x), x)), q=nn.Linear(6, 8),
+              k=nn.Linear(6, 8), o=nn.Linear(6, 3)), TOKENS, "q",
+        "scaled_dot_product_attention in the model divides by the root of this dimension's size",
     ),
     "channel_mean": (
         Model(lambda m, x: m.a(x) - m.a(x).mean(1, keepdim=True), a=conv(3, 8)), IMAGE, "a",

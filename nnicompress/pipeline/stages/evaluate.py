@@ -12,6 +12,7 @@ from nnicompress.pipeline.context import SPLIT, Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import EvaluateSettings
 from nnicompress.pipeline.timing import batch_sizes, time_calls
+from nnicompress.pruning.norms import RestrictedNorms
 from nnicompress.report.record import LatencyRecord, Measurements, PhaseMeasurements
 
 MEASURED = "measured.json"
@@ -24,9 +25,12 @@ def run(context: Context, plan: StagePlan) -> Facts:
     evaluator = plan.build_evaluator(context.listener)
     evaluator.require("evaluate", by=plan.name, why="it measures the accuracy of every phase")
     for phase in context.phases:
+        norms = context.pruning.masks.norms if phase.masked and context.pruning is not None else ()
+        restricted = RestrictedNorms(phase.model, norms)
         with evaluator.bound(phase.model):
             phase.accuracy = evaluator.evaluate(SPLIT)["default"]
             phase.validation = evaluator.evaluate("validation")["default"]
+        restricted.remove()
         phase.model.eval()
     latencies = _latency_of_phases(context, plan, settings)
     (batch,) = context.inputs(plan, context.job.batch_size)

@@ -15,6 +15,7 @@ from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.settings import ShrinkSettings
 from nnicompress.shrink.batch_norm import recalibrate_batch_norm
+from nnicompress.shrink.config import apply_config, follow_config
 from nnicompress.shrink.proof import Proof, prove
 from nnicompress.shrink.surgery import shrink
 
@@ -40,11 +41,17 @@ def run(context: Context, plan: StagePlan) -> Facts:
     compact = shrink(masked, pruning.groups, pruning.removal)
     batches = context.inputs(plan, *PROOF_BATCH_SIZES)
     context.proof = prove(masked, compact, pruning.groups, pruning.removal, batches)
+    rewritten = follow_config(compact, pruning.groups, batches[0])
     count = plan.settings.recalibrate_batches
     recalibrated = recalibrate_batch_norm(compact, training_inputs(context, count)) if count else 0
     context.model, context.masked = compact, False
     context.add_phase("shrunk", "shrunk")
-    return {"proof": asdict(context.proof), "recalibrated_batches": recalibrated}
+    return {
+        "proof": asdict(context.proof),
+        "recalibrated_batches": recalibrated,
+        "config": dict(rewritten.changed),
+        "config_reason": rewritten.reason,
+    }
 
 
 def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
@@ -52,6 +59,7 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
     pruning = context.pruning
     assert pruning is not None and pruning.groups is not None
     context.model, context.masked = shrink(context.model, pruning.groups, pruning.removal), False
+    apply_config(context.model, facts["config"])
     proof = facts["proof"]
     context.proof = Proof(**{**proof, "batch_sizes": tuple(proof["batch_sizes"])})
     context.restore_phase("shrunk", "shrunk")

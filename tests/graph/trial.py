@@ -1,0 +1,66 @@
+"""One pruning of one family, proven: what the tests assert and `benchmarks/families.py` prints."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nnicompress.graph import ChannelGroups, capture, find_channel_groups, prunable_fraction
+from nnicompress.shrink import Proof, prove, shrink
+from tests.graph.families import FAMILIES, OUTPUTS, Inputs
+from tests.shrink.removals import masked_copy, remove_share
+from tests.zoo import perturb_norms
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`expected` is the number of parameters that masks leave, counted element by element; `kinds` counts widths."""
+
+    family: str
+    fraction: float
+    kinds: Counter[str]
+    before: int
+    after: int
+    expected: int
+    proof: Proof
+    seconds: float
+
+
+def groups_of(name: str, inside_heads: bool, hidden: bool) -> tuple[nn.Module, ChannelGroups, list[Inputs]]:
+    """The family with random weights and perturbed norms, its channel groups, and inputs of two shapes."""
+    model, example, other = FAMILIES[name]()
+    perturb_norms(model)
+    captured = capture(model, *example, outputs=OUTPUTS.get(name, ()))
+    return model, find_channel_groups(captured, inside_heads=inside_heads, hidden=hidden), [example, other]
+
+
+def trial(name: str, ratio: float, inside_heads: bool = False, hidden: bool = True) -> Trial:
+    """Remove a random share of every width, and prove the result on both inputs."""
+    started = time.perf_counter()
+    model, groups, batches = groups_of(name, inside_heads, hidden)
+    removal = remove_share(groups, ratio)
+    masked = masked_copy(model, groups, removal)
+    compact = shrink(masked, groups, removal)
+    proof = prove(masked, compact, groups, removal, batches)
+    ones = copy.deepcopy(model)
+    for parameter in ones.parameters():
+        nn.init.ones_(parameter)
+    return Trial(
+        name,
+        prunable_fraction(model, groups),
+        Counter(width.kind for width in groups.widths),
+        _count(model),
+        _count(compact),
+        sum(int(torch.count_nonzero(p)) for p in masked_copy(ones, groups, removal).parameters()),
+        proof,
+        time.perf_counter() - started,
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
