@@ -116,8 +116,8 @@ Count = Annotated[int, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[Names, AfterValidator(_patterns)]
 Granularity = Annotated[str | tuple[int, ...], BeforeValidator(_granularity)]
-"""`element`, `output_channel`, `input_channel`, one of WIDTH_KINDS, N:M (`2:4`), or a block's length along each dimension,
-e.g. `(4, 4)`."""
+"""`element`, `output_channel`, `input_channel`, one of WIDTH_KINDS, N:M (`2:4`), or a block: its length along each
+dimension, e.g. `(4, 4)`."""
 GroupId = int | str
 Share = Annotated[float, AfterValidator(_share)]
 Strength = Annotated[float, AfterValidator(_not_negative)]

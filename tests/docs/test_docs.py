@@ -105,7 +105,7 @@ def written(field: Any) -> str:
 
 def _yaml(value: Any) -> str:
     if isinstance(value, Settings):
-        return f"{{name: {value.name}}}"  # type: ignore[attr-defined]
+        return f"{{name: {value.name}}}" if hasattr(value, "name") else "{}"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, tuple | list):
