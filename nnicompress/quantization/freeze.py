@@ -22,8 +22,8 @@ from nnicompress.export.program import capture_program, with_named_arguments
 from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.frozen import DEQUANTIZE, PYTHON, QUANTIZE, FrozenModel, quantize, references
 from nnicompress.quantization.marking import SIMULATION, mark
+from nnicompress.quantization.program import needed, writes
 from nnicompress.quantization.result import QuantizationResult
-from nnicompress.quantization.steps import needed, writes
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
 """What a capture notes about itself."""
