@@ -112,6 +112,7 @@ Rule = Callable[[object, str], bool]
 
 ALLOWED: dict[str, Rule] = {
     "nnicompress.models": _is_class_or_function,
+    "nnicompress.quantization.frozen": _is_class,
     "nnicompress.data": _is_class_or_function,
     "nnicompress.evaluators": _is_class_or_function,
     "torch.nn": _is_class_or_function,

@@ -16,7 +16,7 @@ from nnicompress.models import libraries, outputs
 from nnicompress.trust import resolve
 from nnicompress.user_code import user_code
 
-MODELS = "nnicompress.models"
+MODELS, FROZEN = "nnicompress.models", "nnicompress.quantization.frozen"
 
 
 def without_us(node: Mapping[str, Any], fresh: nn.Module) -> tuple[dict[str, Any], tuple[Path, ...]]:
@@ -45,7 +45,7 @@ class _Translation:
     def node(self, node: Mapping[str, Any], fresh: nn.Module | None) -> dict[str, Any]:
         """A mapping, with `_target_` or without; `fresh` is what it builds, where that is known."""
         target = node.get("_target_", "")
-        ours = str(target).startswith(f"{MODELS}.")
+        ours = str(target).startswith((f"{MODELS}.", f"{FROZEN}."))
         if not ours and not (target and _in_one_file(target)):
             return {name: self.value(value) for name, value in node.items()}
         function = resolve(target, key="model._target_")

@@ -13,6 +13,8 @@ from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export import standalone
 from nnicompress.export.build_node import without_us
+from nnicompress.quantization import frozen
+from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.shrink import description
 from nnicompress.trace import Traced
 
@@ -23,12 +25,16 @@ def save_plain(model: nn.Module, build: Traced, recipe: Mapping[str, Any], examp
     """Write `model` (on the CPU) and its loader into `folder`, and check what was written by loading it.
 
     `build` makes the model as it was before compression, `recipe` is the same as plain values (a `_target_` and its
-    arguments), `example` a real input.
+    arguments), `example` a real input. A frozen model is built of its own program in place of these.
 
     Raises:
         JobError: the model as loaded does not give the outputs of the model that was saved.
     """
-    fresh = build.build()
+    if isinstance(model, FrozenModel):
+        recipe = {"_target_": f"{frozen.__name__}.FrozenModel", "program": model.frozen_program}
+        fresh: nn.Module = FrozenModel(model.frozen_program)
+    else:
+        fresh = build.build()
     node, files = without_us(recipe, fresh)
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in [(Path(standalone.__file__), LOADER), *((file, file.name) for file in files)]:

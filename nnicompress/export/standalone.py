@@ -48,7 +48,7 @@ class Stored(NamedTuple):
 
 
 def load(folder: str | Path = HERE) -> nn.Module:
-    """The model, trainable, in evaluation mode, on the CPU.
+    """The model, in evaluation mode, on the CPU, and trainable unless it is quantized.
 
     Raises:
         LoadError: a file is missing or damaged, the model's class can't be imported, or the loaded model does not give
@@ -252,8 +252,12 @@ def main() -> int:
         return 1
     parameters = list(model.parameters())
     trainable = sum(parameter.requires_grad for parameter in parameters)
-    print(f"{type(model).__name__}: {sum(p.numel() for p in parameters):,} parameters, ", end="")
-    print(f"{trainable} of {len(parameters)} tensors trainable")
+    if parameters:
+        print(f"{type(model).__name__}: {sum(p.numel() for p in parameters):,} parameters, ", end="")
+        print(f"{trainable} of {len(parameters)} tensors trainable")
+    else:
+        size = sum(b.numel() * b.element_size() for b in model.buffers())
+        print(f"{type(model).__name__}: {size:,} bytes in tensors, none trainable")
     print(f"largest difference to the stored output, relative: {difference:.1e}")
     return 0
 

@@ -22,6 +22,7 @@ from nnicompress.export.program import capture_program, with_named_arguments
 from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.frozen import DEQUANTIZE, PYTHON, QUANTIZE, FrozenModel, quantize, references
 from nnicompress.quantization.marking import SIMULATION, mark
+from nnicompress.quantization.program import needed, writes
 from nnicompress.quantization.result import QuantizationResult
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
@@ -33,7 +34,7 @@ def freeze(model: nn.Module, inputs: ModelInput, result: QuantizationResult | No
 
     It computes as `result` says, or with None as the fake quantizers in it simulate now. The forward is captured in
     evaluation mode on `inputs` (at least two samples); the batch may vary, and so may the length of sequences of
-    tokens. Activations are quantized and dequantized by the arithmetic of the simulation, all others operators stay as
+    tokens. Activations are quantized and dequantized by the arithmetic of the simulation, all other operators stay as
     they are, batch norms included. So the outputs are equal bit for bit, which is checked on `inputs`. The model itself
     is left as it was; the frozen one is on the CPU.
 
@@ -93,7 +94,7 @@ class _Builder:
         spec = self.exported.call_spec.out_spec
         assert spec is not None
         results = self.encode(output.args[0])
-        steps = _needed(self.steps, results)
+        steps = needed(self.steps, results)
         used = {name for step in steps for name in references(step[2:4], "buffer")} | set(references(results, "buffer"))
         program = {
             **arguments,
@@ -115,7 +116,7 @@ class _Builder:
         elif name.startswith("aten.") or name in PYTHON:
             args, kwargs = self.encode(node.args), {key: self.encode(value) for key, value in node.kwargs.items()}
             self.steps.append([node.name, name, args, kwargs, self.module_of(node)])
-            if _writes(name):  # what was quantized before may have changed
+            if writes(name):  # what was quantized before may have changed
                 self.quantized = [known for known in self.quantized if "constant" in known.source]
         else:
             raise JobError(f"{self.model_name} can't be frozen: {name} is no operator of ATen")
@@ -170,7 +171,7 @@ class _Builder:
                     (operator.startswith("aten.") or operator == "operator.getitem")
                     and bool(node.all_input_nodes)
                     and all(map(self.is_constant, node.all_input_nodes))
-                    and not any(_writes(_operator(n)) for n in (node, *node.users))
+                    and not any(writes(_operator(n)) for n in (node, *node.users))
                 )
         return self.constant[node]
 
@@ -234,23 +235,6 @@ class _Leaf:
 
     def __init__(self, content: Any) -> None:
         self.content = content
-
-
-def _needed(steps: list[list[Any]], results: Any) -> list[list[Any]]:
-    """The steps that the results depend on; one that writes into a tensor stays with what it writes into."""
-    wanted, kept = set(references(results, "value")), []
-    for step in reversed(steps):
-        if step[0] in wanted or _writes(step[1]):
-            wanted.update(references(step[2:4], "value"))
-            kept.append(step)
-    return kept[::-1]
-
-
-def _writes(name: str) -> bool:
-    if not name.startswith("aten."):
-        return False
-    _, packet, overload = name.split(".")
-    return bool(getattr(getattr(torch.ops.aten, packet), overload)._schema.is_mutable)
 
 
 def _operator(node: Node) -> str:

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype, references
+from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype
+from nnicompress.quantization.lowered_attention import simplify_mask
+from nnicompress.quantization.program import Program, Step
 
 CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding", "aten.conv3d.default")
-_SAME_VALUES = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.contiguous.default")
+_MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("view.default", "reshape.default", "flatten.using_ints", "transpose.int", "permute.default", "t.default"),
+        *("unsqueeze.default", "squeeze.dim", "squeeze.dims", "select.int", "slice.Tensor", "expand.default"),
+        *("contiguous.default", "clone.default", "unflatten.int"),
+    )
+)
+"""Operators that do to integers what they do to the numbers that these stand for."""
 _INT32 = 2**31 - 1
-
-
-@dataclass
-class Step:
-    """One step of a program; the fields are those of `FrozenModel`'s steps."""
-
-    name: str
-    operator: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    module: str
 
 
 def lower(frozen: FrozenModel) -> FrozenModel:
     """The same model as onnxruntime computes it in integers.
 
     Batch norms behind a convolution go into the scales of its integer weights and into its bias; a bias becomes int32,
-    in units of the input's scale times the weight's; zero points get the type of their integers; a quantized embedding
-    looks integers up.
+    in units of the input's scale times the weight's; a number that multiplies a dequantized value goes into its scale;
+    values are dequantized where they are computed with, not before they are moved; an attention's mask is worked on
+    before it meets the scores; zero points get the type of their integers; a quantized embedding looks integers up.
     """
     program = Program.of(frozen)
     for step in list(program.steps.values()):
         if step.operator == "aten.batch_norm.default":
             _fold_batch_norm(program, step)
+        elif step.operator in _MOVES:
+            _move_integers(program, step)
+        elif step.operator == "aten.mul.Tensor":
+            _scale_by_number(program, step)
+        elif step.operator == "aten.softmax.int":
+            simplify_mask(program, step)
     for step in list(program.steps.values()):
         if step.operator in (*CONVOLUTIONS, "aten.linear.default", "aten.addmm.default"):
             _quantize_bias(program, step)
@@ -48,128 +52,99 @@ def lower(frozen: FrozenModel) -> FrozenModel:
     return program.frozen()
 
 
-@dataclass
-class Program:
-    """A frozen model's program in a form that can be changed; steps keep their order."""
-
-    source: FrozenModel
-    steps: dict[str, Step]
-    tensors: dict[str, Tensor]
-    output: Any
-    uses: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, frozen: FrozenModel) -> Program:
-        """A copy of the model's program."""
-        steps = {s[0]: Step(s[0], s[1], list(s[2]), dict(s[3]), s[4]) for s in frozen.frozen_program["steps"]}
-        program = cls(frozen, steps, dict(frozen.named_buffers()), frozen.frozen_program["output"])
-        for step in steps.values():
-            program.uses.update(references([step.args, step.kwargs], "value"))
-        program.uses.update(references(program.output, "value"))
-        return program
-
-    def frozen(self) -> FrozenModel:
-        """The model that runs the program as it is now; the output's own type is kept."""
-        steps = [[s.name, s.operator, s.args, s.kwargs, s.module] for s in self.steps.values()]
-        used = {*references([s[2:4] for s in steps], "buffer"), *references(self.output, "buffer")}
-        plain = {
-            **self.source.frozen_program,
-            "buffers": [name for name in self.tensors if name in used],
-            "steps": steps,
-            "output": self.output,
-        }
-        return FrozenModel(plain, self.tensors, self.source.output_spec)
-
-    def made_by(self, value: Any, *operators: str) -> Step | None:
-        """The step behind an encoded value, if its operator is one of these."""
-        step = self.steps.get(value["value"]) if isinstance(value, Mapping) and "value" in value else None
-        return step if step is not None and step.operator in operators else None
-
-    def tensor(self, value: Any) -> Tensor | None:
-        """The buffer that an encoded value is."""
-        return self.tensors[value["buffer"]] if isinstance(value, Mapping) and "buffer" in value else None
-
-    def integers(self, value: Any) -> tuple[Step, Tensor] | None:
-        """The dequantization behind an encoded weight or bias, and the integers, where they are stored."""
-        step = self.made_by(value, DEQUANTIZE)
-        whole = None if step is None else self.tensor(step.args[0])
-        return None if step is None or whole is None else (step, whole)
-
-    def add(self, name: str, tensor: Tensor) -> dict[str, str]:
-        """A new buffer."""
-        chosen, number = name, 2
-        while chosen in self.tensors:
-            chosen, number = f"{name}_{number}", number + 1
-        self.tensors[chosen] = tensor.contiguous()
-        return {"buffer": chosen}
-
-    def insert_before(self, step: Step, *new: Step) -> None:
-        """Put steps in front of `step`."""
-        steps = {}
-        for name, old in self.steps.items():
-            if old is step:
-                steps.update({s.name: s for s in new})
-            steps[name] = old
-        self.steps = steps
-
-    def replace(self, step: Step, other: str) -> None:
-        """Remove `step`; what read it reads the value `other`."""
-        del self.steps[step.name]
-        for reader in self.steps.values():
-            reader.args, reader.kwargs = _renamed([reader.args, reader.kwargs], step.name, other)
-        self.output = _renamed(self.output, step.name, other)
-
-
 def _fold_batch_norm(program: Program, step: Step) -> None:
     convolution = program.made_by(step.args[0], *CONVOLUTIONS)
     if convolution is None or program.uses[convolution.name] != 1:
         return
-    stored = program.integers(convolution.args[1])
-    if stored is None or program.uses[stored[0].name] != 1:
+    # A simulation with the batch norm folded in quantizes the product and divides by the factor again.
+    weight, divisor = convolution.args[1], None
+    division = program.made_by(weight, "aten.div.Tensor")
+    if division is not None:
+        weight, divisor = division.args[0], program.tensor(division.args[1])
+    stored = program.integers(weight)
+    gamma, beta, mean, variance = (program.tensor(argument) for argument in step.args[1:5])
+    if stored is None or program.uses[stored[0].name] != 1 or mean is None or variance is None:
         return
-    dequantization, integers = stored
-    weight, bias, mean, variance = (program.tensor(argument) for argument in step.args[1:5])
-    if mean is None or variance is None:
+    if division is not None and (divisor is None or program.uses[division.name] != 1):
         return
-    eps = step.args[7]
-    gain = (1.0 if weight is None else weight.double()) / torch.sqrt(variance.double() + eps)
-    zero_point = program.tensors[dequantization.args[2]["buffer"]]
-    negative = gain < 0
-    if negative.any() and (zero_point.any() or int(integers.min()) == -128):
-        return  # a scale must be positive, and these integers can't change their sign
-    channels = [-1] + [1] * (integers.dim() - 1)
+    gain = (1.0 if gamma is None else gamma.double()) / torch.sqrt(variance.double() + step.args[7])
     name = convolution.module or convolution.name
-    sign = torch.where(negative, -1, 1).to(integers.dtype) * (gain != 0)
-    scale = (program.tensors[dequantization.args[1]["buffer"]].double() * gain.abs()).float()
-    # A channel of gain 0 has integers 0, for which any scale serves.
-    scale = torch.where(scale > 0, scale, torch.finfo(torch.float32).tiny)
-    shift = 0.0 if bias is None else bias.double()
-    before = _tensor_or_none(program, convolution, 2)
-    folded = ((0.0 if before is None else before.double()) - mean.double()) * gain + shift
-    dequantization.args = [
-        program.add(f"{name}.weight_folded", integers * sign.to(integers.dtype).reshape(channels)),
-        program.add(f"{name}.weight_folded_scale", scale),
-        program.add(f"{name}.weight_folded_zero_point", zero_point.expand(len(scale)).clone()),
-        0,
-    ]
-    convolution.args = [*convolution.args[:2], program.add(f"{name}.bias_folded", folded.float())] + (
-        convolution.args[3:]
-    )
+    if not _multiply_channels(program, *stored, gain if divisor is None else gain / divisor.double().flatten(), name):
+        return
+    before = _values(program, convolution.args[2]) if len(convolution.args) > 2 else None
+    bias = (-mean.double() if before is None else before - mean.double()) * gain
+    bias = bias if beta is None else bias + beta.double()
+    new = program.add(f"{name}.bias_folded", bias.float())
+    convolution.args = [convolution.args[0], {"value": stored[0].name}, new, *convolution.args[3:]]
     program.replace(step, convolution.name)
     program.uses[convolution.name] = program.uses[step.name]
 
 
-def _tensor_or_none(program: Program, step: Step, position: int) -> Tensor | None:
-    return program.tensor(step.args[position]) if len(step.args) > position else None
+def _multiply_channels(program: Program, step: Step, integers: Tensor, gain: Tensor, name: str) -> bool:
+    """Multiply what `step` dequantizes by one number an index of dimension 0, in its scale; False: that can't be."""
+    _, scale, zero_point, axis = step.args
+    scale, zero_point = program.tensors[scale["buffer"]], program.tensors[zero_point["buffer"]]
+    if axis not in (None, 0) or scale.dim() > 1:
+        return False
+    negative = gain < 0
+    if bool(negative.any()) and (bool(zero_point.any()) or int(integers.min()) == -128):
+        return False  # a scale must be positive, and these integers can't change their sign
+    sign = torch.where(negative, -1, 1) * (gain != 0)
+    scale = (scale.double() * gain.abs()).float()
+    # A channel that is multiplied by 0 has integers 0, for which any scale serves.
+    scale = torch.where(scale > 0, scale, torch.finfo(torch.float32).tiny)
+    step.args = [
+        program.add(
+            f"{name}.weight_folded", integers * sign.to(integers.dtype).reshape(-1, *[1] * (integers.dim() - 1))
+        ),
+        program.add(f"{name}.weight_folded_scale", scale),
+        program.add(f"{name}.weight_folded_zero_point", zero_point.expand(len(scale)).clone()),
+        0,
+    ]
+    return True
+
+
+def _values(program: Program, value: Any) -> Tensor | None:
+    """A stored tensor in float64, dequantized where it is integers; None for None."""
+    stored = program.integers(value)
+    if stored is not None:
+        scale, zero_point = (program.tensors[argument["buffer"]] for argument in stored[0].args[1:3])
+        return (stored[1].double() - zero_point) * scale
+    tensor = program.tensor(value)
+    return None if tensor is None else tensor.double()
+
+
+def _move_integers(program: Program, step: Step) -> None:
+    """Move integers, then dequantize; a weight is dequantized as it is stored."""
+    dequantization = program.made_by(step.args[0], DEQUANTIZE)
+    if dequantization is None or dequantization.args[3] is not None or program.integers(step.args[0]) is not None:
+        return
+    moved = Step(
+        f"{step.name}_integers", step.operator, [dequantization.args[0], *step.args[1:]], step.kwargs, step.module
+    )
+    program.insert_before(step, moved)
+    step.operator, step.kwargs = DEQUANTIZE, {}
+    step.args = [{"value": moved.name}, *dequantization.args[1:]]
+
+
+def _scale_by_number(program: Program, step: Step) -> None:
+    """Attention multiplies queries by a number before their product, which would no longer be one of integers."""
+    dequantization, number = program.made_by(step.args[0], DEQUANTIZE), step.args[1]
+    if dequantization is None or dequantization.args[3] is not None or type(number) not in (int, float) or number <= 0:
+        return
+    scale = program.tensors[dequantization.args[1]["buffer"]]
+    scaled = program.add(f"{dequantization.args[1]['buffer']}_times", (scale.double() * number).float())
+    step.operator, step.kwargs = DEQUANTIZE, {}
+    step.args = [dequantization.args[0], scaled, *dequantization.args[2:]]
 
 
 def _quantize_bias(program: Program, step: Step) -> None:
     """Bias in int32, where input and weight are quantized."""
     at_bias, at_x, at_weight = (0, 1, 2) if step.operator == "aten.addmm.default" else (2, 0, 1)
-    x, stored = _dequantized(program, step.args[at_x]), program.integers(step.args[at_weight])
+    x, stored = program.made_by(step.args[at_x], DEQUANTIZE), program.integers(step.args[at_weight])
     if x is None or stored is None or x.args[3] is not None:
         return
-    bias = _tensor_or_none(program, step, at_bias)
+    bias = program.tensor(step.args[at_bias]) if len(step.args) > at_bias else None
     if bias is None or not bias.is_floating_point():
         return
     unit = program.tensors[x.args[1]["buffer"]].double() * program.tensors[stored[0].args[1]["buffer"]].double()
@@ -191,13 +166,6 @@ def _quantize_bias(program: Program, step: Step) -> None:
     )
     program.insert_before(step, dequantization)
     step.args = [*step.args[:at_bias], {"value": dequantization.name}, *step.args[at_bias + 1 :]]
-
-
-def _dequantized(program: Program, value: Any) -> Step | None:
-    """The dequantization that gives these values, perhaps in another shape."""
-    while (step := program.made_by(value, *_SAME_VALUES)) is not None:
-        value = step.args[0]
-    return program.made_by(value, DEQUANTIZE)
 
 
 def _look_up_integers(program: Program, step: Step) -> None:
@@ -235,14 +203,3 @@ def _integer_type(program: Program, value: Any, types: Mapping[str, torch.dtype]
         return stored.dtype
     name = value["value"]
     return types[name] if name in types else _integer_type(program, program.steps[name].args[0], types)
-
-
-def _renamed(value: Any, old: str, new: str) -> Any:
-    """Encoded arguments in which the value `old` is the value `new`."""
-    if isinstance(value, (list, tuple)):
-        return [_renamed(item, old, new) for item in value]
-    if isinstance(value, Mapping):
-        if value.get("value") == old:
-            return {"value": new}
-        return {key: _renamed(item, old, new) for key, item in value.items()}
-    return value

@@ -13,8 +13,11 @@ from nnicompress.errors import TrustError, UserError
 from nnicompress.export import standalone
 from nnicompress.export.plain import load, save_plain
 from nnicompress.models.mlp import mlp
+from nnicompress.quantization.freeze import freeze
 from nnicompress.trace import Traced
 from nnicompress.trust import resolve
+from tests.export.networks import tried_alone
+from tests.quantization.by_hand import network, other_inputs, simulate
 
 ARGUMENTS = {"num_classes": 3, "in_channels": 1, "image_size": 3, "hidden": [5, 4]}
 RECIPE = {"_target_": "nnicompress.models.mlp.mlp", **ARGUMENTS}
@@ -84,3 +87,22 @@ def test_a_model_of_the_users_in_one_file_is_loaded_from_a_copy_of_it(
         [sys.executable, "load.py"], cwd=tmp_path / "model", capture_output=True, text=True, check=True
     ).stdout
     assert said.startswith("Net: 8 parameters")
+
+
+def test_a_quantized_model_loads_without_this_library(tmp_path: Path) -> None:
+    model, inputs = network("bert")
+    frozen = freeze(simulate(model, inputs), inputs)
+    save_plain(frozen, Traced(mlp, (), ARGUMENTS), RECIPE, inputs, tmp_path / "model")
+    other = other_inputs(inputs, 3, 4)[1]
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path)(**other)["logits"], frozen(**other)["logits"])
+    found = tried_alone(tmp_path, tmp_path / "model")
+    assert found == {"model": {"class": "FrozenModel", "difference": 0.0}}
+    shown = subprocess.run(
+        [sys.executable, "-I", str(tmp_path / "model/load.py")], capture_output=True, text=True, check=True
+    )
+    assert "FrozenModel: " in shown.stdout and "none trainable" in shown.stdout
+    # Three bytes less a weight, and a scale more a channel.
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert (tmp_path / "model/model.safetensors").stat().st_size < 4 * parameters - 2.5 * linear + 10_000

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -21,10 +22,14 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.models.mobilenet_v2 import mobilenet_v2
 from nnicompress.models.resnet import resnet18
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
+from nnicompress.quantization.quantizer import Quantizer
+from nnicompress.quantization.result import QuantizationResult
 from nnicompress.quantization.scheme import Granularity, Scheme
+from nnicompress.trace import trace
 
 ACTIVATION = Scheme("uint8")
 
@@ -114,6 +119,31 @@ def _set_to_weight(quantizer: FakeQuantizer, weight: Tensor) -> None:
     quantizer.set_parameters(*quantizer.scheme.parameters(low, high))
 
 
+def quantized(model: nn.Module, inputs: ModelInput, **settings: Any) -> QuantizationResult:
+    """What a quantizer with these settings finds, after two steps of a training, or a calibration alone.
+
+    Transposed convolutions and what else is no key of CLASSES stays in float.
+    """
+
+    def loop(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+        model.train()
+        for _ in range(max_steps or 1):
+            optimizers.zero_grad()
+            step(inputs, model).backward()
+            optimizers.step()
+
+    def training_step(batch: ModelInput, model: nn.Module) -> Tensor:
+        return tree_leaves(model(*batch[0], **batch[1]))[0].square().mean()
+
+    evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=1e-3), training_step)
+    present = {type(module) for module in model.modules()}
+    target: dict[str, Any] = {"op_types": [kind.__name__ for kind in CLASSES if kind in present]}
+    if settings.get("method") == "dorefa":
+        target["target_settings"] = {"weight": {"quant_dtype": "int4"}}
+    quantizer = Quantizer([target], evaluator, **settings)
+    return quantizer.compress(model, **({} if settings.get("trains") is False else {"max_steps": 2}))
+
+
 class UNet(nn.Module):
     """Down, up by a transposed convolution, and a connection across."""
 
@@ -131,13 +161,13 @@ class UNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """A residual block whose addition is quantized: both inputs, and the output behind the ReLU."""
+    """A residual block whose addition is quantized `by_hand`: both inputs, and the output behind the ReLU."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, by_hand: bool = True) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.conv = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
-        self.left, self.right, self.sum = (FakeQuantizer(ACTIVATION) for _ in range(3))
+        self.left, self.right, self.sum = (FakeQuantizer(ACTIVATION) if by_hand else nn.Identity() for _ in range(3))
         self.head = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,6 +215,7 @@ def networks() -> Iterator[tuple[str, nn.Module, ModelInput]]:
     yield "resnet", trained_like(resnet18(10, width=8, small_images=True)), image(3, 16, 16)
     yield "mobilenet_v2", trained_like(mobilenet_v2(10, small_images=True)), image(3, 16, 16)
     yield "residual", trained_like(Residual()), image(3, 8, 8)
+    yield "plain", trained_like(Residual(by_hand=False)), image(3, 8, 8)
     yield "unet", trained_like(UNet()), image(3, 16, 16)
     yield (
         "vit",
@@ -204,7 +235,7 @@ def networks() -> Iterator[tuple[str, nn.Module, ModelInput]]:
     yield "llama", LlamaForCausalLM(llama), tokens()
 
 
-NETWORKS = ("resnet", "mobilenet_v2", "residual", "unet", "vit", "bert", "gpt2", "llama")
+NETWORKS = ("resnet", "mobilenet_v2", "residual", "plain", "unet", "vit", "bert", "gpt2", "llama")
 
 
 def network(name: str) -> tuple[nn.Module, ModelInput]:

@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from nnicompress.errors import JobError, UserError
 from nnicompress.export.program import ProgramModel, export_program
+from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.fake_quantize import fake_quantize
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel, dequantize, quantize
 from nnicompress.quantization.scheme import Granularity, Scheme
-from tests.quantization.by_hand import NETWORKS, image, network, other_inputs, simulate
+from tests.quantization.by_hand import NETWORKS, image, network, other_inputs, quantized, simulate
 
 
 def assert_equal(a: nn.Module, b: nn.Module, inputs: Any) -> None:
@@ -31,7 +32,10 @@ def assert_equal(a: nn.Module, b: nn.Module, inputs: Any) -> None:
         assert torch.equal(x, y), f"differs by {(x - y).abs().max()}"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOWER = ("mobilenet_v2", "vit", "gpt2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOWER else n for n in NETWORKS])
 def test_outputs_are_equal_bit_for_bit_at_any_batch_and_length(name: str) -> None:
     model, inputs = network(name)
     before = simulate(copy.deepcopy(model), inputs)
@@ -46,6 +50,38 @@ def test_outputs_are_equal_bit_for_bit_at_any_batch_and_length(name: str) -> Non
         axis = quantizer.scheme.granularity.axis
         back = dequantize(integers[path], quantizer.scale, quantizer.zero_point, axis)
         assert torch.equal(back, quantizer(module.weight))
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "calibrated": {"trains": False},
+    "trained": {},
+    "folded": {"fold_batch_norm": True},
+    "lsq": {"method": "lsq"},
+    "lsq_plus": {"method": "lsq_plus"},
+    "dorefa": {"method": "dorefa"},
+}
+
+
+def assert_frozen_as_found(name: str, method: str) -> None:
+    model, inputs = network(name)
+    result = quantized(model, inputs, **METHODS[method])
+    frozen = freeze(model, inputs, result)
+    assert not any(isinstance(module, FakeQuantizer) for module in model.modules())
+    with simulated(model, result):
+        for batch, longer in ((1, 0), (3, 5)):
+            assert_equal(model.eval(), frozen, other_inputs(inputs, batch, longer))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_frozen_as_its_result_says(method: str) -> None:
+    assert_frozen_as_found("plain", method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "residual"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_every_network(name: str, method: str) -> None:
+    assert_frozen_as_found(name, method)
 
 
 @pytest.mark.parametrize("weight_dtype", ["int2", "int4", "int8"])
