@@ -38,11 +38,11 @@ from nnicompress.pipeline.settings import StartSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
 from nnicompress.pruning.pruner import Pruner
-from nnicompress.pruning.settings import PrunerSettings, TargetSettings
-from nnicompress.pruning.targets import select, select_modules
+from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.pruning.targets import select
+from nnicompress.quantization.placement import Plan
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
-from nnicompress.quantization.settings import TargetSettings as QuantizedTargetSettings
 from nnicompress.report.loggers import require_packages
 from nnicompress.sensitivity.pruned import requirements
 from nnicompress.sensitivity.settings import SensitivitySettings
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
     from nnicompress.config.locate import Origin
 
-AnyTarget = TargetSettings | QuantizedTargetSettings
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -155,7 +154,7 @@ class _Check:
                 self.attempt("data", inference_facts, data)
                 if model is not None:
                     self.one_batch(settings, model, data)
-                    self.quantizers(settings, model, data)
+                    targets += self.quantizers(settings, model, data)
         if self.errors:
             raise InputErrors(tuple(dict.fromkeys(self.errors)))
         assert settings is not None and model is not None and data is not None and device is not None
@@ -211,13 +210,16 @@ class _Check:
         """What each target of each compressor selects."""
         found = []
         for key, settings in self.examined.compressors.items():
+            if not isinstance(settings, PrunerSettings):  # it follows the forward: see `quantizers`
+                continue
             for name, target in settings.targets.items():
                 where = f"{key}.targets.{name}"
                 if _has_missing(target.model_dump(mode="json")):  # an interpolation that leads nowhere: told already
                     continue
-                matched = self.attempt(where, _selected, model, target, key=where)
-                if matched is not None:
-                    found.append(TargetMatch(where, _treatment(settings, name), *matched))
+                selected = self.attempt(where, select, model, target, key=where)
+                if selected is not None:
+                    what = _treatment(settings, name)
+                    found.append(TargetMatch(where, what, selected.module_names, selected.target_names))
         return tuple(found)
 
     def training_objects(self, model: nn.Module) -> None:
@@ -340,8 +342,9 @@ class _Check:
         if not own_data and not self.errors:
             self.attempt("evaluator.metric", measured, evaluator, model)
 
-    def quantizers(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
+    def quantizers(self, settings: RecipeSettings, model: nn.Module, data: Data) -> tuple[TargetMatch, ...]:
         """Each quantizer finds a place for all that it is asked for, and the runtime can run that in integers."""
+        found = []
         factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
         for stage in settings.stages:
             if not isinstance(stage.compressor, QuantizerSettings) or self.errors:
@@ -349,7 +352,10 @@ class _Check:
             evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
             if evaluator is not None:
                 key = stage.compressor_key or "compressor"
-                self.attempt(key, Quantizer(stage.compressor, evaluator).check, model)
+                plan = self.attempt(key, Quantizer(stage.compressor, evaluator).check, model)
+                if plan is not None:
+                    found.append(_quantized(key, stage.compressor, plan))
+        return tuple(found)
 
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
@@ -364,24 +370,17 @@ _GIVEN_BY = {
 """Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
 
 
-def _selected(model: nn.Module, target: AnyTarget, *, key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules that a target selects, and which tensors of them."""
-    if isinstance(target, TargetSettings):
-        pruned = select(model, target, key=key)
-        return pruned.module_names, pruned.target_names
-    names, _ = select_modules(model, target, key=key)
-    return names, target.target_names or ("what the runtime needs",)
-
-
-def _treatment(settings: CompressorSettings, target: str) -> str:
-    if isinstance(settings, QuantizerSettings):
-        asked = settings.targets[target]
-        given = (asked.quant_dtype, asked.quant_scheme, asked.granularity)
-        return ", ".join(str(value) for value in given if value is not None) or settings.backend
+def _treatment(settings: PrunerSettings, target: str) -> str:
     pruned = settings.targets[target]
     granularity = settings.granularity_of(pruned)
     shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
     return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
+
+
+def _quantized(key: str, settings: QuantizerSettings, plan: Plan) -> TargetMatch:
+    counts = {"weight": len(plan.weights), "activation": len(plan.activations), "bias": len(plan.biases)}
+    tensors = tuple(f"{count} {word}{'es' if word == 'bias' else 's'}" for word, count in counts.items() if count)
+    return TargetMatch(key, f"{settings.method} for {settings.backend}", tuple(plan.layers), tensors)
 
 
 def _title(compressor: CompressorSettings) -> str:
