@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nnicompress.graph import capture as capture
     from nnicompress.graph import find_channel_groups as find_channel_groups
     from nnicompress.pruning.pruner import Pruner as Pruner
+    from nnicompress.quantization.quantizer import Quantizer as Quantizer
     from nnicompress.shrink import prove as prove
 
 # Not lazy: a later import of the submodule of the same name would put the module in the function's place.
@@ -31,6 +32,7 @@ _HOME = {
     "LightningEvaluator": "nnicompress.evaluators.lightning.evaluator",
     "TransformersEvaluator": "nnicompress.evaluators.transformers.evaluator",
     "Pruner": "nnicompress.pruning.pruner",
+    "Quantizer": "nnicompress.quantization.quantizer",
     "capture": "nnicompress.graph",
     "find_channel_groups": "nnicompress.graph",
     "prove": "nnicompress.shrink",

@@ -20,13 +20,15 @@ from nnicompress.pipeline.settings import (
     order_errors,
 )
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 
 Node = dict[str, Any]
 """How to build an object: `_target_` and its arguments."""
 
-COMPRESSORS = {"pruner": PrunerSettings}
+CompressorSettings = PrunerSettings | QuantizerSettings
+COMPRESSORS: dict[str, type[CompressorSettings]] = {"pruner": PrunerSettings, "quantizer": QuantizerSettings}
 """`kind` of a compressor -> its settings."""
 
 NODES = ("model", "data", "optimizer", "scheduler")
@@ -196,7 +198,7 @@ class _Validation:
             if optimizer is None and engine_has_one:
                 self.add("scheduler", "it sets the rate of a recipe's optimizer, and there is none: name both or none")
 
-    def compressor(self, values: Any, key: str) -> PrunerSettings | None:
+    def compressor(self, values: Any, key: str) -> CompressorSettings | None:
         """The settings of one compressor, by its `kind`."""
         if values is None:
             return None
@@ -208,12 +210,12 @@ class _Validation:
             near = did_you_mean(str(kind), COMPRESSORS) or f"; kinds: {', '.join(COMPRESSORS)}"
             self.add(f"{key}.kind", f"no compressor of kind {kind!r}{near}")
             return None
-        settings = self.settings(COMPRESSORS[kind], values, key)
-        if settings is not None:
+        settings: CompressorSettings | None = self.settings(COMPRESSORS[kind], values, key)
+        if isinstance(settings, PrunerSettings):
             self.compressors[key] = settings
         return settings
 
-    def stages(self, shared: PrunerSettings | None) -> list[RecipeStage]:
+    def stages(self, shared: CompressorSettings | None) -> list[RecipeStage]:
         """Each stage in order, with the compressor it uses."""
         values = self.values.get("stages")
         if not isinstance(values, dict):
@@ -233,7 +235,7 @@ class _Validation:
             self.add("compressor", f"no stage uses it: {own}")
         return stages
 
-    def stage(self, name: str, values: Any, shared: PrunerSettings | None) -> RecipeStage | None:
+    def stage(self, name: str, values: Any, shared: CompressorSettings | None) -> RecipeStage | None:
         key = f"stages.{name}"
         if not isinstance(values, dict):
             self.add(key, f"{values!r} is not a mapping of settings; write {{}} for a stage without any")
@@ -241,11 +243,16 @@ class _Validation:
         settings = self.settings(STAGES[name], values, key)
         if name == "export" and settings is not None and isinstance(self.values.get("export"), dict):
             settings = self.settings(STAGES[name], {**self.values["export"], **values}, "export")
-        compressor, compressor_key = None, None
+        compressor: PrunerSettings | None = None
+        compressor_key = None
         if name == "prune":
             own = values.get("compressor")
             compressor_key = "compressor" if own is None else f"{key}.compressor"
-            compressor = shared if own is None else self.compressor(own, compressor_key)
+            found = shared if own is None else self.compressor(own, compressor_key)
+            if isinstance(found, PrunerSettings):
+                compressor = found
+            elif found is not None:
+                self.add(f"{compressor_key}.kind", f"prune takes a pruner, and this is a {found.kind}")
             if own is None and self.values.get("compressor") is None:
                 self.add(key, "prune needs a compressor: add compressor=NAME (ls compressor lists them)")
         objects = self.resolved.stage_objects[name]

@@ -62,17 +62,32 @@ class GradientQuantizer:
     """Leaves a forward's tensor as it is and quantizes its gradient to k bits (DoReFa, equation 12).
 
     2 max|g| * (quantize_k(g / (2 max|g|) + 1/2 + noise) - 1/2), where max is over one sample and the noise is uniform,
-    half a step either side, drawn from torch's generator.
+    half a step either side. It is drawn from generators of its own, which begin anew at each step: a Trainer sets the
+    global one, and a resumed training draws the same.
     """
 
-    def __init__(self, bits: int) -> None:
-        """`bits` of the gradient."""
-        self.levels = 2**bits - 1
+    def __init__(self, bits: int, seed: int = 0) -> None:
+        """`bits` of the gradient; processes that train together take different seeds."""
+        self.levels, self._seed = 2**bits - 1, seed
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """The backward passes of optimizer step `step` begin."""
+        self._step = step
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Uniform in [-1/2, 1/2], of this shape and on this device."""
+        generator = self._generators.get(like.device)
+        if generator is None:
+            generator = torch.Generator(like.device).manual_seed((self._seed << 32) + self._step)
+            self._generators[like.device] = generator
+        return torch.rand(like.shape, generator=generator, device=like.device) - 0.5
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`."""
         with torch._C.DisableTorchFunction():
-            same: Tensor = _QuantizedGradient.apply(x, self.levels)  # type: ignore[no-untyped-call]
+            same: Tensor = _QuantizedGradient.apply(x, self)  # type: ignore[no-untyped-call]
         return same
 
 
@@ -110,13 +125,13 @@ class _Sign(Function):
 
 class _QuantizedGradient(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
-        ctx.levels = levels
+    def forward(ctx: Any, x: Tensor, quantizer: GradientQuantizer) -> Tensor:
+        ctx.quantizer = quantizer
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         wide = gradient.float()
-        quantized = quantize_gradient(wide, ctx.levels, torch.rand_like(wide) - 0.5)
+        quantized = quantize_gradient(wide, ctx.quantizer.levels, ctx.quantizer.noise(wide))
         return quantized.to(gradient.dtype), None

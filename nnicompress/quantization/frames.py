@@ -21,6 +21,7 @@ Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 class _Frame:
     """One run of a module's forward: its quantizers, and how many calls of each name it has made."""
 
+    module: nn.Module
     quantizers: Quantizers
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -51,15 +52,15 @@ class Frames(TorchFunctionMode):
             module.register_forward_hook(_Leave(self), always_call=True),
         ]
 
-    def enter(self, quantizers: Quantizers) -> None:
+    def enter(self, module: nn.Module, quantizers: Quantizers) -> None:
         """A module's forward begins."""
-        self._running.append(_Frame(quantizers))
+        self._running.append(_Frame(module, quantizers))
         if len(self._running) == 1:
             self.__enter__()  # type: ignore[no-untyped-call]
 
-    def leave(self) -> None:
-        """It ends."""
-        if not self._running:  # a pre-hook of another raised before this frame began
+    def leave(self, module: nn.Module) -> None:
+        """It ends, or it never began: a user's own hook raised before ours."""
+        if not self._running or self._running[-1].module is not module:
             return
         self._running.pop()
         if not self._running:
@@ -115,7 +116,7 @@ class _Enter:
         self._frames, self._quantizers = frames, quantizers
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self._frames.enter(self._quantizers)
+        self._frames.enter(module, self._quantizers)
 
 
 class _Leave:
@@ -125,4 +126,4 @@ class _Leave:
         self._frames = frames
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._frames.leave()
+        self._frames.leave(module)

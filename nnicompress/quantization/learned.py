@@ -51,6 +51,15 @@ class LearnedQuantizer(FakeQuantizer):
         """Scale and rounded zero point, exactly as the forward uses them."""
         return _positive(self.scale.detach()), self._zero_point()
 
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`, quantized and dequantized where this simulates."""
+        found = super().forward(x)
+        if not self.simulating and self.training and torch.is_grad_enabled():
+            # DistributedDataParallel waits for a gradient of every parameter.
+            with torch._C.DisableTorchFunction():
+                found = _Unused.apply(found, *self.learned().values())  # type: ignore[no-untyped-call]
+        return found
+
     def simulate(self, x: Tensor) -> Tensor:
         """`x`, quantized and dequantized, with gradients for scale and zero point."""
         values = x.numel() // max(1, self.scale.numel())
@@ -75,6 +84,19 @@ def _positive(scale: Tensor) -> Tensor:
     """A step of the optimizer may carry a scale past zero."""
     positive: Tensor = scale.abs().clamp(min=torch.finfo(torch.float32).eps)
     return positive
+
+
+class _Unused(Function):
+    """The first argument; the others get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return (gradients[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
 
 
 class _Learned(Function):

@@ -21,7 +21,7 @@ from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, ad
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import Scheme
-from nnicompress.quantization.settings import QuantizerSettings, TargetSettings, TensorSettings
+from nnicompress.quantization.settings import QuantizationTargetSettings, QuantizationTensorSettings, QuantizerSettings
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSIDE_ATTENTION = ("query", "key", "value", "probabilities", "context")
@@ -34,7 +34,7 @@ class WeightPlace:
     module: str
     parameter: str
     scheme: Scheme
-    settings: TensorSettings
+    settings: QuantizationTensorSettings
     batch_norm: str | None = None
     """The batch norm that runs right behind, which becomes part of the weight in a runtime."""
 
@@ -50,7 +50,7 @@ class ActivationPlace:
 
     place: str
     scheme: Scheme
-    settings: TensorSettings
+    settings: QuantizationTensorSettings
     shape: tuple[int, ...]
     """Of the example."""
 
@@ -119,9 +119,9 @@ class _Placement:
 
     # ---------------------------------------------------------------------------------------------------------- layers
 
-    def _targets(self) -> dict[str, tuple[str, TargetSettings]]:
+    def _targets(self) -> dict[str, tuple[str, QuantizationTargetSettings]]:
         """Module -> the last target that selects it."""
-        found: dict[str, tuple[str, TargetSettings]] = {}
+        found: dict[str, tuple[str, QuantizationTargetSettings]] = {}
         inside = {f"{n}.out_proj" for n, m in self.modules.items() if isinstance(m, nn.MultiheadAttention)}
         for name, target in self.settings.targets.items():
             key = f"targets.{name}"
@@ -134,7 +134,7 @@ class _Placement:
             self._check_chains(target, key)
         return found
 
-    def _is_usable(self, name: str, target: TargetSettings, key: str) -> bool:
+    def _is_usable(self, name: str, target: QuantizationTargetSettings, key: str) -> bool:
         module = self.modules[name]
         if type(module) in SWAPS:
             why = self._no_kernel(module) or _unusual_attention(module)
@@ -163,7 +163,7 @@ class _Placement:
             return f"onnxruntime_x86 has no integer kernel for {type(module).__name__}"
         return None
 
-    def _check_scheme(self, name: str, target: TargetSettings, key: str) -> None:
+    def _check_scheme(self, name: str, target: QuantizationTargetSettings, key: str) -> None:
         affine = target.names("weight") and target.of_tensor("weight").quant_scheme == "affine"
         if self.settings.backend == "onnxruntime_x86" and affine:
             raise ConfigError(
@@ -172,7 +172,7 @@ class _Placement:
                 key=key,
             )
 
-    def _check_chains(self, target: TargetSettings, key: str) -> None:
+    def _check_chains(self, target: QuantizationTargetSettings, key: str) -> None:
         makers = {call.leaf: call for call in self.recorded.calls if call.leaf is not None}
         for chain in target.fuse_names:
             for name in chain:
@@ -183,7 +183,7 @@ class _Placement:
                 if reader is None or not any(v.maker is not None and v.maker.leaf == before for v in reader.inputs):
                     raise ConfigError(f"{after} does not read what {before} makes", key=f"{key}.fuse_names")
 
-    def _layer(self, call: Call, target_name: str, target: TargetSettings) -> None:
+    def _layer(self, call: Call, target_name: str, target: QuantizationTargetSettings) -> None:
         assert call.leaf is not None
         name, module = call.leaf, self.modules[call.leaf]
         if name not in self.plan.layers:
@@ -207,7 +207,7 @@ class _Placement:
         if name in self.inputs_of and not any(bias.module == name for bias in self.plan.biases):
             self._bias(name, module, target, call)
 
-    def _weights(self, name: str, module: nn.Module, target: TargetSettings, call: Call) -> None:
+    def _weights(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
         if type(module) not in SWAPS or not target.names("weight"):
             return
         asked = target.of_tensor("weight")
@@ -221,7 +221,7 @@ class _Placement:
                 raise ConfigError(str(error), key=f"targets of {name}") from error
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
 
-    def _bias(self, name: str, module: nn.Module, target: TargetSettings, call: Call) -> None:
+    def _bias(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
         weight = next((w for w in self.plan.weights if w.module == name and w.parameter == "weight"), None)
         if weight is None or not target.names("bias") or getattr(module, "bias", None) is None:
             return
@@ -230,7 +230,7 @@ class _Placement:
         if per_output and weight.scheme.symmetric and weight.batch_norm is None:
             self.plan.biases.append(BiasPlace(name, self.inputs_of[name]))
 
-    def _attention_module(self, name: str, target: TargetSettings, call: Call) -> None:
+    def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
         for inner in INSIDE_ATTENTION:
             settings = target.of_tensor("_input_0")
@@ -252,7 +252,7 @@ class _Placement:
         values = call.inputs
         if call.own_tensors or not values or not all(value.floating for value in values):
             return
-        settings = TensorSettings()
+        settings = QuantizationTensorSettings()
         if call.name in JOINS:
             if not any(value in self.integers for value in values):
                 return
@@ -286,7 +286,7 @@ class _Placement:
             value = value.readers[0].outputs[0]
         return value
 
-    def _need(self, value: Value, reader: Call, index: int, settings: TensorSettings) -> str | None:
+    def _need(self, value: Value, reader: Call, index: int, settings: QuantizationTensorSettings) -> str | None:
         """Place a quantizer where `value` is made; returns the place, or None where no float is there."""
         while (source := _moved_from(value)) is not None:
             value = source
@@ -302,11 +302,11 @@ class _Placement:
         maker = value.maker.leaf if value.maker is not None else None
         if maker in self.targets and self.targets[maker][1].names("_output_0"):
             own = self.targets[maker][1].of_tensor("_output_0")
-            settings = own if own != TensorSettings() else settings
+            settings = own if own != QuantizationTensorSettings() else settings
         self._add(place, settings, tuple(value.tensor.shape))
         return place
 
-    def _add(self, place: str, settings: TensorSettings, shape: tuple[int, ...]) -> None:
+    def _add(self, place: str, settings: QuantizationTensorSettings, shape: tuple[int, ...]) -> None:
         if place not in self.plan.activations:
             scheme = self.profile.activation_scheme(settings)
             self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nnicompress.quantization.scheme import PER_TENSOR, Granularity, Scheme
-from nnicompress.quantization.settings import QuantizerSettings, TensorSettings
+from nnicompress.quantization.settings import QuantizationTensorSettings, QuantizerSettings
 
 PROFILES = {
     # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html: on x86, U8S8 with symmetric weights
@@ -25,7 +25,7 @@ class Profile:
     full_range: bool
     """Whether symmetric weights use the lowest integer too."""
 
-    def activation_scheme(self, asked: TensorSettings) -> Scheme:
+    def activation_scheme(self, asked: QuantizationTensorSettings) -> Scheme:
         """The scheme of an activation."""
         return Scheme(
             asked.quant_dtype or self.activation_dtype,
@@ -33,7 +33,7 @@ class Profile:
             granularity=_granularity(asked.granularity, PER_TENSOR, channel_axis=1),
         )
 
-    def weight_scheme(self, asked: TensorSettings, module: nn.Module, axis: int) -> Scheme:
+    def weight_scheme(self, asked: QuantizationTensorSettings, module: nn.Module, axis: int) -> Scheme:
         """The scheme of a weight whose output channels lie along `axis`."""
         # A lookup takes rows of a table, and a runtime dequantizes what it took: all rows need one scale.
         default = PER_TENSOR if isinstance(module, nn.Embedding) else Granularity(axis)

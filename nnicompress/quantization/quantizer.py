@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnicompress import exchange
+from nnicompress import distributed, exchange
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import Evaluator, Handle, StepEvent
 from nnicompress.events import Listener, Note, silent
@@ -232,12 +232,17 @@ class Quantizer:
     # --------------------------------------------------------------------------------------------------------- training
 
     def _train(self, model: nn.Module, plan: Plan, max_steps: int | None, max_epochs: int | None) -> None:
+        bits = self.settings.gradient_bits
+        gradients = None if bits is None else GradientQuantizer(bits, seed=distributed.rank())
+
         def after_step(event: StepEvent) -> None:
             commit([q.observer for q in self._quantizers.values() if q.observer is not None and q.observing])
             self._follow_values()
             self._follow_weights(model, plan)
             self._step = event.step
             self._switch(event.step)
+            if gradients is not None:
+                gradients.begin(event.step)
 
         def before_evaluate(_: nn.Module) -> None:
             self._follow_weights(model, plan)
@@ -246,7 +251,7 @@ class Quantizer:
             self.evaluator.after_step(after_step),
             self.evaluator.before_evaluate(before_evaluate),
         ]
-        with self._frozen_batch_norms(model), self._quantized_gradients(model, plan):
+        with self._frozen_batch_norms(model), _quantized_gradients(model, plan, gradients, self._step):
             try:
                 self.evaluator.train(max_steps=max_steps, max_epochs=max_epochs)
             finally:
@@ -307,28 +312,6 @@ class Quantizer:
             for handle in handles:
                 handle.remove()
 
-    @contextmanager
-    def _quantized_gradients(self, model: nn.Module, plan: Plan) -> Iterator[None]:
-        """Within the context the gradients that reach the quantized layers' outputs are quantized (DoReFa)."""
-        bits = self.settings.gradient_bits
-        handles: list[Any] = []
-        if bits is not None:
-            quantize = GradientQuantizer(bits)
-
-            def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-                return quantize(output) if output.requires_grad else output
-
-            handles = [
-                model.get_submodule(weight.module).register_forward_hook(hook)
-                for weight in plan.weights
-                if weight.parameter == "weight"
-            ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     # ------------------------------------------------------------------------------------------------------------ after
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -366,3 +349,22 @@ class Quantizer:
 
 def _parameter(model: nn.Module, weight: WeightPlace) -> nn.Parameter:
     return model.get_submodule(weight.module).get_parameter(weight.parameter)
+
+
+@contextmanager
+def _quantized_gradients(model: nn.Module, plan: Plan, quantize: GradientQuantizer | None, step: int) -> Iterator[None]:
+    """Within the context the gradients that reach the quantized layers' outputs are quantized (DoReFa)."""
+    handles: list[Any] = []
+    if quantize is not None:
+        quantize.begin(step)
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return quantize(output) if isinstance(output, Tensor) and output.requires_grad else output
+
+        layers = {weight.module for weight in plan.weights}
+        handles = [model.get_submodule(name).register_forward_hook(hook) for name in sorted(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

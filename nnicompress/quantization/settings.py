@@ -92,7 +92,7 @@ class ObserverSettings(Settings):
 Observer = Annotated[ObserverSettings, BeforeValidator(_named)]
 
 
-class TensorSettings(Settings):
+class QuantizationTensorSettings(Settings):
     """How one tensor is quantized, null: by the profile; in `target_settings` each key replaces the target's own."""
 
     quant_dtype: Dtype | None = None
@@ -102,7 +102,7 @@ class TensorSettings(Settings):
     """null: the quantizer's."""
 
 
-class TargetSettings(TensorSettings):
+class QuantizationTargetSettings(QuantizationTensorSettings):
     """Which modules to quantize, and which of their tensors.
 
     Selected are the modules whose type is in `op_types` and, where names are given, whose name is in `op_names` or
@@ -119,7 +119,7 @@ class TargetSettings(TensorSettings):
     target_names: Names | None = None
     """`_input_`, `_input_0`, `_input_NAME`, `weight`, `bias`, `_output_`. null: inputs and weights, and outputs and
     biases where the runtime needs them."""
-    target_settings: dict[str, TensorSettings] = Field(default_factory=dict)
+    target_settings: dict[str, QuantizationTensorSettings] = Field(default_factory=dict)
     fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
     """Modules that become one in the runtime, in order; all that can are found without it, and these are checked."""
 
@@ -139,13 +139,13 @@ class TargetSettings(TensorSettings):
                 raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
         return self
 
-    def of_tensor(self, name: str) -> TensorSettings:
+    def of_tensor(self, name: str) -> QuantizationTensorSettings:
         """How tensor `name` is quantized, its `target_settings` merged in; `_input_0` inherits from `_input_`."""
-        own = {key: getattr(self, key) for key in TensorSettings.model_fields}
+        own = {key: getattr(self, key) for key in QuantizationTensorSettings.model_fields}
         for special_name, special in self.target_settings.items():
             if special_name == name or _covers(special_name, name):
                 own |= {key: getattr(special, key) for key in special.model_fields_set}
-        return TensorSettings(**own)
+        return QuantizationTensorSettings(**own)
 
     def names(self, name: str) -> bool:
         """Whether `name` (`weight`, `_input_0`) is among the tensors; by default all are."""
@@ -153,7 +153,7 @@ class TargetSettings(TensorSettings):
         return asked is None or any(other == name or _covers(other, name) for other in asked)
 
 
-class ScheduleSettings(Settings):
+class QuantizationScheduleSettings(Settings):
     """When what begins and ends, in optimizer steps of the training, from 0; null: never."""
 
     simulate_from: Steps = 0
@@ -181,14 +181,14 @@ class QuantizerSettings(Settings):
     """Batches of the training data on which ranges are found before anything is simulated."""
     trains: bool = True
     """Whether a training follows the calibration."""
-    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    schedule: QuantizationScheduleSettings = Field(default_factory=QuantizationScheduleSettings)
     bias_correction: bool = False
     """Shift each bias by the mean error that quantized weights make on the calibration's batches."""
     fold_batch_norm: bool = False
     """Quantize weights as they are with the batch norm behind them folded in, rather than as they are."""
     gradient_bits: int | None = Field(default=None, ge=2, le=8)
     """For `dorefa`: quantize gradients of activations too."""
-    targets: dict[str, TargetSettings]
+    targets: dict[str, QuantizationTargetSettings]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -211,7 +211,7 @@ class QuantizerSettings(Settings):
             self._check_target(name, target)
         return self
 
-    def _check_target(self, name: str, target: TargetSettings) -> None:
+    def _check_target(self, name: str, target: QuantizationTargetSettings) -> None:
         weight = target.of_tensor("weight")
         runtime = self.backend != "none"
         own = target.target_settings.get("weight")
@@ -262,7 +262,7 @@ def _covers(general: str, name: str) -> bool:
 
 
 def _config_errors(error: ValidationError) -> list[UserError]:
-    groups = (QuantizerSettings, TargetSettings, ObserverSettings, ScheduleSettings)
+    groups = (QuantizerSettings, QuantizationTargetSettings, ObserverSettings, QuantizationScheduleSettings)
     known = {key for group in groups for key in group.model_fields}
     errors: list[UserError] = []
     for detail in error.errors():

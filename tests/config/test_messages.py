@@ -15,7 +15,7 @@ from nnicompress.errors import ConfigError, InputErrors
 from nnicompress.paths import find_recipes
 
 TAYLOR = "recipe=taylorfo_resnet"
-COMPRESSORS = "(known: l1, l2, level, random, taylorfo, taylorfo_squared_sum)"
+COMPRESSORS = "(known: bnn, dorefa, l1, l2, level, lsq, lsq_plus, ptq, qat, random, taylorfo, taylorfo_squared_sum)"
 
 
 def line_of(*overrides: str) -> str:

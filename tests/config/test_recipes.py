@@ -62,6 +62,7 @@ GIVEN = {
         "+model.config.num_hidden_layers": 1,
     }
 }
+QUANTIZERS = {"qat", "ptq", "lsq", "lsq_plus", "dorefa", "bnn"}
 NEEDS_PACKAGE = {"model/timm": "timm", "model/torchvision": "torchvision"}
 
 
@@ -76,7 +77,7 @@ def test_the_number_of_recipes_and_options() -> None:
         "optimizer": 4,
         "scheduler": 6,
         "evaluator": 3,
-        "compressor": 6,
+        "compressor": 12,
         "export": 3,
         "runtime": 3,
     }
@@ -121,6 +122,9 @@ def test_an_option_is_right(option: str, tmp_path: Path, monkeypatch: pytest.Mon
             check(composed.config, composed.origin)
     elif option == "runtime/cuda" and not torch.cuda.is_available():
         with pytest.raises(InputErrors, match="runtime.device: device 'cuda' is not available here; use auto or cpu"):
+            check(composed.config, composed.origin)
+    elif group == "compressor" and name in QUANTIZERS:
+        with pytest.raises(InputErrors, match="compressor.kind: prune takes a pruner, and this is a quantizer"):
             check(composed.config, composed.origin)
     else:
         report = check(composed.config, composed.origin)

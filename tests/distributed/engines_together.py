@@ -18,6 +18,7 @@ from nnicompress.evaluators.lightning.classifier import Classifier
 from nnicompress.evaluators.lightning.evaluator import LightningEvaluator
 from nnicompress.evaluators.transformers.evaluator import TransformersEvaluator
 from nnicompress.pruning.pruner import Pruner
+from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.trace import trace
 from tests.evaluators.test_same_result import Samples
 
@@ -85,7 +86,19 @@ def main(engine: str, out: str) -> None:
             pruned.masks.attach(evaluator)
             losses += evaluator.train(max_steps=8).losses
             metrics = evaluator.evaluate()
+        torch.manual_seed(3)
+        fresh = Net()
+        quantized: dict[str, Any] = {}
+        for method in ("observed", "lsq_plus"):
+            using = evaluator_of(engine, fresh, distributed.world_size())
+            late = {"simulate_from": 3}
+            quantizer = Quantizer([{}], using, method=method, calibration_steps=4, schedule=late)
+            result = quantizer.compress(fresh, max_steps=8)
+            quantized |= {f"{method} {place} scale": tensor.scale for place, tensor in result.tensors.items()}
+            quantized |= {f"{method} {place} zero": tensor.zero_point for place, tensor in result.tensors.items()}
+            quantized |= {f"{method} {name}": tensor.clone() for name, tensor in fresh.state_dict().items()}
         found = {"masks": pruned.masks.keep, "weights": model.state_dict(), "losses": losses, "metrics": metrics}
+        found["quantized"] = quantized
         torch.save(found, f"{out}/{distributed.rank()}.pt")
         assert type(model) is Net and os.environ.get("WORLD_SIZE", "1") == str(distributed.world_size())
 

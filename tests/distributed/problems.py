@@ -14,6 +14,7 @@ from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.events import Event, Listener, StepDone, silent
 from nnicompress.pruning.pruner import Pruner
+from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.trace import trace
 
 Result = dict[str, Any]
@@ -201,6 +202,40 @@ def dealt() -> Result:
     return {**result, "sizes": sizes}
 
 
+OBSERVERS = ("min_max", "moving_average", "percentile", "mse", "entropy")
+TRAINED: Mapping[str, Mapping[str, Any]] = {
+    "observed": {},
+    "lsq": {"method": "lsq"},
+    "lsq_plus": {"method": "lsq_plus"},
+    "dorefa": {"method": "dorefa", "gradient_bits": 6},
+    "bnn": {"method": "bnn", "backend": "none"},
+}
+
+
+def quantized(**settings: Any) -> Result:
+    """The network's ranges and weights; batches of four, of which each of two processes has two."""
+    model = network()
+    loop = TrainingLoop(lambda seed: DataLoader(dataset(), 4, drop_last=True))
+    target = {"exclude_op_names": ["unused"], "target_settings": {"weight": {"quant_dtype": "int4"}}}
+    length = {} if settings.get("trains") is False else {"max_steps": 8}
+    result = Quantizer([target], evaluator(model, loop), calibration_steps=6, **settings).compress(model, **length)
+    ranges = {f"{place}.{kind}": getattr(t, kind) for place, t in result.tensors.items() for kind in KINDS}
+    return {"weights": tensors(model), "ranges": ranges}
+
+
+KINDS = ("scale", "zero_point")
+
+
+def calibrated() -> Result:
+    """By every observer, without training."""
+    return {name: quantized(observer=name, trains=False, bias_correction=name == "mse")["ranges"] for name in OBSERVERS}
+
+
+def trained_quantized() -> Result:
+    """By every method, with training."""
+    return {name: quantized(**settings) for name, settings in TRAINED.items()}
+
+
 ALIKE: Mapping[str, Callable[[], Result]] = {"plain": plain, "accumulated": accumulated, "pruned": pruned}
 """What one process and several do alike."""
 TOGETHER: Mapping[str, Callable[[], Result]] = {
@@ -208,5 +243,7 @@ TOGETHER: Mapping[str, Callable[[], Result]] = {
     "drawn": drawn,
     "buffered": buffered,
     "dealt": dealt,
+    "calibrated": calibrated,
+    "trained_quantized": trained_quantized,
 }
 """What only several processes do."""

@@ -119,6 +119,24 @@ def test_batches_that_a_distributed_sampler_has_dealt_out_are_not_cut(together: 
     assert_equal(together[0]["dealt"]["weights"], together[1]["dealt"]["weights"])
 
 
+@pytest.mark.parametrize("observer", problems.OBSERVERS)
+def test_ranges_of_two_processes_are_those_of_one(observer: str, together: Found) -> None:
+    alone = problems.calibrated()[observer]
+    assert len(alone) > 8
+    assert_equal(together[0]["calibrated"][observer], together[1]["calibrated"][observer])
+    for name, tensor in together[0]["calibrated"][observer].items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-5, atol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("method", problems.TRAINED)
+def test_processes_that_train_quantized_have_the_same_ranges_and_weights(method: str, together: Found) -> None:
+    one, other = (found["trained_quantized"][method] for found in together)
+    assert_equal(one["ranges"], other["ranges"])
+    assert_equal(one["weights"], other["weights"])
+    start = problems.tensors(problems.network())
+    assert not torch.equal(one["weights"]["head.weight"], start["head.weight"])
+
+
 def test_a_sharded_model_is_refused(together: Found) -> None:
     for process in together:
         assert process["sharded"]["message"] == (

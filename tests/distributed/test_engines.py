@@ -19,7 +19,7 @@ SCRIPT = REPOSITORY / "tests" / "distributed" / "engines_together.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["lightning", "transformers"])
-def test_masks_of_two_processes_are_those_of_one(engine: str, tmp_path: Path) -> None:
+def test_two_processes_prune_as_one_and_quantize_alike(engine: str, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir(), together.mkdir()
     one = subprocess.run(
@@ -42,6 +42,9 @@ def test_masks_of_two_processes_are_those_of_one(engine: str, tmp_path: Path) ->
         for name, tensor in expected["weights"].items():
             torch.testing.assert_close(found["weights"][name], tensor, rtol=0, atol=1e-5)
             assert torch.equal(found["weights"][name], ranks[0]["weights"][name])
+        quantized = found["quantized"]
+        assert quantized.keys() == expected["quantized"].keys() and len(quantized) > 30
+        assert all(torch.equal(tensor, ranks[0]["quantized"][name]) for name, tensor in quantized.items())
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["metrics"]["default"] == pytest.approx(expected["metrics"]["default"], abs=1e-5)
 

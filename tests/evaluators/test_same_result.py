@@ -27,12 +27,17 @@ from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.evaluators.training_step import SupervisedStep
 from nnicompress.evaluators.transformers.evaluator import TransformersEvaluator
+from nnicompress.events import StepDone
 from nnicompress.graph import capture, find_channel_groups
 from nnicompress.pruning.importance import IMPORTANCES, importance_of
 from nnicompress.pruning.pruner import Pruner, PruningResult
 from nnicompress.pruning.scores import Scores, measure
 from nnicompress.pruning.settings import ImportanceSettings, PrunerSettings
+from nnicompress.quantization.quantizer import Quantizer
+from nnicompress.quantization.result import QuantizationResult
+from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.trace import trace
+from tests.quantization.test_presets import presets
 
 BATCH, NUM_BATCHES = 16, 12
 
@@ -92,14 +97,14 @@ def with_parameters(model: nn.Module) -> dict[str, Any]:
     return built
 
 
-def torch_evaluator(model: nn.Module, accumulate: int, **more: Any) -> EvaluatorBase:
-    loop = TrainingLoop(loader, accumulate=accumulate, clip_norm=1.0, validate_every=0)
+def torch_evaluator(model: nn.Module, accumulate: int, clip: float = 1.0, **more: Any) -> EvaluatorBase:
+    loop = TrainingLoop(loader, accumulate=accumulate, clip_norm=clip, validate_every=0)
     return TorchEvaluator(loop, training_step=SupervisedStep(nn.CrossEntropyLoss()), **with_parameters(model), **more)
 
 
-def lightning_evaluator(model: nn.Module, accumulate: int, **more: Any) -> EvaluatorBase:
+def lightning_evaluator(model: nn.Module, accumulate: int, clip: float = 1.0, **more: Any) -> EvaluatorBase:
     trainer = trace(LightningTrainer)(
-        accelerator="cpu", devices=1, accumulate_grad_batches=accumulate, gradient_clip_val=1.0, limit_val_batches=0
+        accelerator="cpu", devices=1, accumulate_grad_batches=accumulate, gradient_clip_val=clip, limit_val_batches=0
     )
     data = {"train": loader, "validation": loader}
     return LightningEvaluator(
@@ -107,11 +112,11 @@ def lightning_evaluator(model: nn.Module, accumulate: int, **more: Any) -> Evalu
     )
 
 
-def transformers_evaluator(model: nn.Module, accumulate: int, **more: Any) -> EvaluatorBase:
+def transformers_evaluator(model: nn.Module, accumulate: int, clip: float = 1.0, **more: Any) -> EvaluatorBase:
     args = trace(TrainingArguments)(
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=accumulate,
-        max_grad_norm=1.0,
+        max_grad_norm=clip,
         train_sampling_strategy="sequential",
         dataloader_drop_last=True,
         use_cpu=True,
@@ -228,3 +233,59 @@ def test_every_compressor_gives_the_masks_losses_and_weights_of_the_torch_evalua
     masked = {tensor: want_weights[tensor][~keep] for tensor, keep in want.masks.keep.items()}
     assert sum(len(values) for values in masked.values()) > 100
     assert all((got_weights[tensor][~want.masks.keep[tensor]] == 0).all() for tensor in masked)
+
+
+QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
+    name: {**values, "calibration_steps": 3} for name, values in presets().items()
+}
+EXTRA_QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
+    "qat, late, four bits": {
+        **QUANTIZERS["qat"],
+        "schedule": {"simulate_from": 3, "observe_until": 9, "freeze_batch_norm_at": 6},
+        "targets": {"all": {"target_settings": {"weight": {"quant_dtype": "int4"}}}},
+    },
+    "ptq, entropy": {**QUANTIZERS["ptq"], "observer": {"name": "entropy"}},
+    "ptq, percentile": {**QUANTIZERS["ptq"], "observer": {"name": "percentile"}},
+    "qat, folded": {**QUANTIZERS["qat"], "fold_batch_norm": True},
+}
+ALL_QUANTIZERS = {**QUANTIZERS, **EXTRA_QUANTIZERS}
+
+
+def quantized(engine: str, name: str) -> tuple[QuantizationResult, list[float], dict[str, Tensor]]:
+    """Trained, then quantized as `name` says; the losses are those of the quantized training's steps."""
+    model = make_model()
+    losses: list[float] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
+
+    # The engines add up a norm in different orders, and the last bit of a scale may carry a weight over a rounding tie.
+    evaluator = ENGINES[engine](model, 1, clip=1e6, listener=listen)
+    with evaluator.bound(model):
+        evaluator.train(max_epochs=1)
+    losses.clear()
+    settings = QuantizerSettings.model_validate(ALL_QUANTIZERS[name])
+    found = Quantizer(settings, evaluator).compress(model, max_steps=NUM_BATCHES if settings.trains else None)
+    return found, losses, dict(model.state_dict())
+
+
+@functools.cache
+def quantized_by_torch(name: str) -> tuple[QuantizationResult, list[float], dict[str, Tensor]]:
+    return quantized("torch", name)
+
+
+@pytest.mark.parametrize("name", ALL_QUANTIZERS)
+@pytest.mark.parametrize("engine", OTHERS)
+def test_every_quantizer_gives_the_ranges_losses_and_weights_of_the_torch_evaluator(engine: str, name: str) -> None:
+    want, want_losses, want_weights = quantized_by_torch(name)
+    got, got_losses, got_weights = quantized(engine, name)
+    assert got.tensors.keys() == want.tensors.keys() and len(want.tensors) >= 5
+    assert len(want_losses) == (NUM_BATCHES if ALL_QUANTIZERS[name].get("trains", True) else 0)
+    assert got_losses == pytest.approx(want_losses, abs=1e-6)
+    assert largest_difference(got_weights, want_weights) <= 1e-6
+    for place, tensor in want.tensors.items():
+        found = got.tensors[place]
+        assert found.scheme == tensor.scheme
+        torch.testing.assert_close(found.scale, tensor.scale, rtol=1e-5, atol=1e-7, msg=place)
+        assert torch.equal(found.zero_point, tensor.zero_point), place

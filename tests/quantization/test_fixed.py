@@ -69,10 +69,11 @@ def test_dorefa_gradients_are_right_on_average() -> None:
     x = numbers(2, 6).requires_grad_()
     upstream = numbers(2, 6) + 0.1
     total = torch.zeros(2, 6)
-    torch.manual_seed(0)
-    for _ in range(800):
+    quantizer = GradientQuantizer(2)
+    for step in range(800):
         x.grad = None
-        y = GradientQuantizer(2)(x)
+        quantizer.begin(step)
+        y = quantizer(x)
         assert torch.equal(y, x)
         y.backward(upstream)
         assert x.grad is not None
@@ -81,6 +82,18 @@ def test_dorefa_gradients_are_right_on_average() -> None:
     step = 2 * upstream.abs().amax(dim=1, keepdim=True) / 3
     inner = upstream.abs() < 0.8 * upstream.abs().amax(dim=1, keepdim=True)
     assert ((total / 800 - upstream).abs() <= 4 * 0.5 * step / 28)[inner].all()
+
+
+def test_a_steps_noise_is_its_own_whatever_was_drawn_before() -> None:
+    like = torch.zeros(3, 4)
+    one, other = GradientQuantizer(4), GradientQuantizer(4)
+    one.noise(like)
+    torch.manual_seed(9)
+    for quantizer in (one, other):
+        quantizer.begin(5)
+    first = one.noise(like)
+    assert torch.equal(first, other.noise(like)) and not torch.equal(first, one.noise(like))
+    assert not torch.equal(first, GradientQuantizer(4, seed=1).noise(like))
 
 
 @pytest.mark.parametrize("quantizer", [BinaryWeights(), BinaryActivations()])

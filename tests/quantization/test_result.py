@@ -24,9 +24,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
             "add_0/output_0": QuantizedTensor(Scheme("uint8"), torch.tensor(0.1), torch.tensor(7, **integers)),
         },
         ("head: no",),
+        {"conv/weight": "norm"},
     )
     save_quantization(result, tmp_path)
     loaded = load_quantization(tmp_path)
+    assert loaded.folded == {"conv/weight": "norm"}
     assert loaded.unquantized == result.unquantized and loaded.tensors.keys() == result.tensors.keys()
     for place, tensor in result.tensors.items():
         found = loaded.tensors[place]
