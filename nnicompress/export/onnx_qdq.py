@@ -130,7 +130,10 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         result = op.Gemm(flat, weight, transB=1) if bias is None else op.Gemm(flat, weight, bias, transB=1)
         if flat is x:
             return result
-        leading = op.Shape(x, end=-1)
+        # The shape is read off the integers: read off the floats, it would have them written out for nothing else.
+        maker = x.producer()
+        whole = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else x
+        leading = op.Shape(whole, end=-1)
         return op.Reshape(result, op.Concat(leading, op.Constant(value_ints=[width_out]), axis=0))
 
     ours = torch.ops.nnicompress
