@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from nnicompress.report import words
 from nnicompress.report.record import Report
-from nnicompress.report.rows import comparison, file_table
+from nnicompress.report.rows import comparison, file_table, integer_lines, quality_chain
 from nnicompress.report.terminal import conventions
 
 TEMPLATE = "report.html.j2"
@@ -57,6 +57,8 @@ def render_html(report: Report) -> str:
         tiles=tiles(report),
         table=comparison(report),
         files=file_table(report),
+        chain=quality_chain(report),
+        integers=integer_lines(report),
         notes=[layer for layer in report.layers if layer.note],
         conventions=list(conventions(report)),
         # The figures are XML already, written by a library that escapes.
