@@ -91,7 +91,7 @@ def _quantized(report: Report) -> Table | None:
     rows = quantized_rows(report)
     if not rows:
         return None
-    table = _titled("Quantized")
+    table = _titled("Quantized, each value where it first is")
     table.add_column("layers and calls", no_wrap=True)
     for name in ("inputs", "weight", "output"):
         table.add_column(name)
