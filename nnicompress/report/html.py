@@ -79,7 +79,7 @@ def tiles(report: Report) -> list[Tile]:
         faster = gain >= 1 + words.LEAST_GAIN
         detail = f"batch {report.batch_size}, {runtime}" + ("" if faster else " (not faster)")
         result.append(Tile(f"{gain:.2f}×", "as fast as the baseline", detail, faster))
-    if found["macs_ratio"] is not None:
+    if found["macs_ratio"] is not None and first.macs != last.macs:
         detail = f"{words.count(first.macs)} → {words.count(last.macs)}"
         result.append(Tile(_percent(found["macs_ratio"]), "of the multiply-accumulates", detail))
     if found["size_ratio"] is not None:
