@@ -304,7 +304,7 @@ def test_what_the_page_on_nni_says_is_kept_is_kept() -> None:
 def test_where_the_page_on_nni_sends_its_readers_there_is_something() -> None:
     cells = " ".join(cells[1] for cells in first_cells("names"))
     presets = re.findall(r"`compressor=(\w+)`", cells)
-    assert len(presets) == 7 and set(presets) <= set(find_groups()["compressor"])
+    assert len(presets) == 13 and set(presets) <= set(find_groups()["compressor"])
     schedules = re.findall(r"\{name: (\w+)\}", cells)
     assert set(schedules) <= set(get_args(ScheduleSettings.model_fields["name"].annotation)) and len(schedules) == 2
     for dotted in re.findall(r"`(nnicompress(?:\.\w+)+)", cells):
