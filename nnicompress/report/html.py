@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnicompress.report import words
+from nnicompress.report.pages import render
 from nnicompress.report.record import Report
 from nnicompress.report.rows import comparison, file_table, integer_lines, quality_chain
 from nnicompress.report.terminal import conventions
@@ -38,19 +38,13 @@ def render_html(report: Report) -> str:
     """The whole page."""
     from nnicompress.report import figures  # matplotlib takes a while to import, and only a page has figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = {
         "curves": figures.training_curves(report),
         "channels": figures.channels(report),
         "trade": figures.quality_against_cost(report),
     }
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         report=report,
         words=words,
         headline=words.headline(report),

@@ -87,7 +87,7 @@ def settings_classes() -> dict[str, type[Settings]]:
     for root in (*STAGES.values(), *COMPRESSORS.values(), *ENGINES.values(), RuntimeSettings, ExpectedSettings):
         visit(root)
     visit(ExportSettings)
-    return found
+    return {name: cls for name, cls in found.items() if own_fields(cls)}
 
 
 def own_fields(cls: type[Settings]) -> dict[str, Any]:
