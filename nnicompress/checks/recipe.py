@@ -44,7 +44,7 @@ from nnicompress.quantization.placement import Plan
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.report.loggers import require_packages
-from nnicompress.sensitivity.pruned import requirements
+from nnicompress.sensitivity.kinds import requirements
 from nnicompress.sensitivity.settings import SensitivitySettings
 from nnicompress.shrink.description import storable
 

@@ -8,18 +8,21 @@ from nnicompress.distributed import joined
 HELP = """
 usage: nnicompress sensitivity recipe=NAME [KEY=VALUE ...] [OPTIONS]
 
-Takes the first stage of a recipe (train, or start), then prunes one layer after the other, measures the model on the
-validation data each time, and sorts the layers by what they cost. Writes a table, a page that plots it, and
-sensitivity.yaml, from which a recipe takes the layers to leave alone:
+Takes the first stage of a recipe (train, or start), then prunes or quantizes one layer after the other, measures the
+model on the validation data each time, and sorts the layers by what they cost. Writes a table, a page that plots it,
+and sensitivity.yaml, from which a recipe takes the layers to leave alone:
   exclude_op_names: ${nnicompress.sensitive:FOLDER/sensitivity.yaml}
 
   nnicompress sensitivity recipe=taylorfo_resnet
   nnicompress sensitivity taylorfo_resnet stages.sensitivity.ratios=[0.3,0.6] stages.sensitivity.mode=all_but_one
+  nnicompress sensitivity taylorfo_resnet stages.sensitivity.kind=quantized stages.sensitivity.levels=[int8,int4]
 
 settings, below stages.sensitivity (docs/sensitivity.md):
-  mode         one: each layer alone; all_but_one: each layer spared, all others pruned
-  ratios       shares of a layer's channels to prune
-  importance   which channels go first: l1, taylor ...
+  kind         pruned or quantized
+  mode         one: each layer alone; all_but_one: each layer spared, all others compressed
+  ratios       pruned: shares of a layer's channels
+  importance   pruned: which channels go first: l1, taylor ...
+  levels       quantized: int8, int4 ...
   max_drop     layers that cost more than this, on average, are to be left alone
 
 options:

@@ -329,7 +329,7 @@ def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
             raise
         raise JobError(
             "a tensor was written to in place after it was fake-quantized (by inplace=True, or +=), and the compiled "
-            "kernel needs it for the gradient; let torch's own operators do it: Policy('never')"
+            "kernel needs it for the gradient; let torch's own operators do it: kernel: torch"
         ) from error
     return x, inverse, zero_point
 

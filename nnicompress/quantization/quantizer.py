@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from nnicompress import distributed, exchange
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import Evaluator, Handle, StepEvent
+from nnicompress.evaluators.training_step import device_of
 from nnicompress.events import Listener, Note, silent
 from nnicompress.quantization import calibration
 from nnicompress.quantization.attach import Attached
 from nnicompress.quantization.build import build_quantizers, learned
+from nnicompress.quantization.compilation import Compilation, elements_per_step
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaWeights, GradientQuantizer
 from nnicompress.quantization.modules import CONVOLUTIONS, fold_factor
@@ -127,7 +129,8 @@ class Quantizer:
                 self._add_learned()
                 self._begin(model, plan)
                 if self.settings.trains:
-                    self._train(model, plan, max_steps, max_epochs)
+                    with self._compilation(model) as compilation:
+                        self._train(model, plan, max_steps, max_epochs, compilation)
                 exchange.check_equal("the ranges", self._parameters(), _UNEQUAL_RANGES)
                 result = self._result(plan)
                 self._leave_weights(model, plan)
@@ -240,7 +243,16 @@ class Quantizer:
 
     # --------------------------------------------------------------------------------------------------------- training
 
-    def _train(self, model: nn.Module, plan: Plan, max_steps: int | None, max_epochs: int | None) -> None:
+    def _compilation(self, model: nn.Module) -> Compilation:
+        elements, device = 0, device_of(model)
+        if device.type == "cpu" and self.settings.kernel == "auto":
+            args, kwargs = self.evaluator.example_inputs()
+            elements = elements_per_step(model, self._quantizers.values(), args, kwargs)
+        return Compilation(self.settings.kernel, elements, device, self._listener)
+
+    def _train(
+        self, model: nn.Module, plan: Plan, max_steps: int | None, max_epochs: int | None, compilation: Compilation
+    ) -> None:
         bits = self.settings.gradient_bits
         gradients = None if bits is None else GradientQuantizer(bits, seed=distributed.rank())
 
@@ -252,10 +264,13 @@ class Quantizer:
             self._switch(event.step)
             if gradients is not None:
                 gradients.begin(event.step)
+            compilation.after_step(event.step - begun)
 
         def before_evaluate(_: nn.Module) -> None:
             self._follow_weights(model, plan)
 
+        begun = self._step
+        compilation.begin(None if max_steps is None else max_steps - begun)
         handles: list[Handle] = [
             self.evaluator.after_step(after_step),
             self.evaluator.before_evaluate(before_evaluate),

@@ -188,6 +188,10 @@ class QuantizerSettings(Settings):
     """Quantize weights as they are with the batch norm behind them folded in, rather than as they are."""
     gradient_bits: int | None = Field(default=None, ge=2, le=8)
     """For `dorefa`: quantize gradients of activations too."""
+    kernel: Literal["auto", "compiled", "torch"] = "auto"
+    """What simulates in a training on the CPU, with the same numbers: torch's own operators, or a compiled kernel.
+
+    `auto`: compiled where the training is long enough to pay for it."""
     targets: dict[str, QuantizationTargetSettings]
 
     @model_validator(mode="after")

@@ -46,12 +46,13 @@ def headline(found: Sensitivity) -> str:
 
 def caption(found: Sensitivity) -> str:
     """What the numbers are."""
+    share = found.probe == "pruned"
     if found.mode == "one":
-        did = f"By how much the {found.metric} is worse with this share of a layer's channels {found.probe}"
+        what = "this share of a layer's channels pruned" if share else "a layer alone in these integers"
+        did = f"By how much the {found.metric} is worse with {what}"
     else:
-        did = (
-            f"By how much the {found.metric} is better where this layer alone is spared, with this share {found.probe}"
-        )
+        what = "this share pruned" if share else "all others in these integers"
+        did = f"By how much the {found.metric} is better where this layer alone is spared, with {what}"
     unit = " in points" if words.is_share(found) else ""
     return f"{did},{unit} on the validation data. MACs and params: what the layer itself holds of the model's."
 

@@ -13,23 +13,11 @@ from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import Indices, Width
 from nnicompress.pruning.allocation import Unit, allocate
-from nnicompress.pruning.importance import IMPORTANCES, importance_of
+from nnicompress.pruning.importance import importance_of
 from nnicompress.pruning.masks import Masks
 from nnicompress.pruning.scores import Scores, measure
 from nnicompress.pruning.settings import ImportanceSettings
 from nnicompress.sensitivity.probe import Subject
-from nnicompress.sensitivity.settings import SensitivitySettings
-
-
-def requirements(settings: SensitivitySettings) -> tuple[tuple[str, str], ...]:
-    """The capabilities that the analysis asks of an evaluator, each with what it is for."""
-    needs = [
-        ("evaluate", "to measure the model with a layer compressed"),
-        ("example_inputs", "to follow the model's channels through one forward"),
-    ]
-    if IMPORTANCES[settings.importance.name].needs_gradient:
-        needs.append(("iterate", f"to gather the gradients of {settings.importance.name} importance"))
-    return tuple(needs)
 
 
 class PrunedProbe:

@@ -43,7 +43,7 @@ class Sensitivity(Record):
 
     recipe: str
     probe: str
-    """What was done to a layer: `pruned`."""
+    """What was done to a layer: `pruned` or `quantized`."""
     mode: Literal["one", "all_but_one"]
     metric: str
     metric_mode: Literal["max", "min"]
@@ -62,7 +62,13 @@ class Sensitivity(Record):
         return list(dict.fromkeys(names))
 
     def curves(self) -> dict[str, dict[str, float]]:
-        """Layer -> ratio -> drop, as the allocation `sensitivity` takes them; up to where a metric is no number."""
+        """Layer -> ratio -> drop, as the allocation `sensitivity` takes them; up to where a metric is no number.
+
+        Raises:
+            UserError: the levels are no ratios.
+        """
+        if self.probe != "pruned":
+            raise UserError(f"the layers were {self.probe}, and an allocation takes drops of layers that were pruned")
         found: dict[str, dict[str, float]] = {}
         for layer in self.layers:
             finite = itertools.takewhile(lambda item: math.isfinite(item[1]), layer.drops.items())

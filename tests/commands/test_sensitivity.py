@@ -13,6 +13,7 @@ from nnicompress.checks.recipe import check_recipe
 from nnicompress.cli import main
 from nnicompress.config.compose import compose
 from nnicompress.config.resolve import resolve
+from nnicompress.errors import UserError
 from nnicompress.sensitivity.result import Sensitivity, read
 
 RECIPE = """\
@@ -69,6 +70,21 @@ def test_it_prints_a_table_and_writes_a_page_and_a_file(small: Path, capsys: pyt
         and "http" not in page.replace("http://www.w3.org/2000/svg", "")
     )
     assert sorted(p.name for p in (folder / "stages").iterdir()) == ["01_train", "02_sensitivity"]
+
+
+def test_layers_are_quantized_by_the_same_command(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sensitivity", "small", "stages.sensitivity={kind: quantized, levels: [int8, int2]}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "accuracy is worse with a layer alone in these integers, in points" in printed
+    found = read(folder_of())
+    assert (found.probe, found.levels) == ("quantized", ("int8", "int2")) and len(found.layers) == 3
+    mild, strong = (max(layer.drops[level] for layer in found.layers) for level in found.levels)
+    assert mild < 0.01 < 0.1 < strong
+    weights = {64 * 256, 256 * 128, 128 * 10}
+    total = sum(weights) + 256 + 128 + 10
+    assert {layer.params_share for layer in found.layers} == {weight / total for weight in weights}
+    with pytest.raises(UserError, match="an allocation takes drops of layers that were pruned"):
+        found.curves()
 
 
 def test_an_unchanged_analysis_is_reused_and_another_one_does_not_train_again(
@@ -173,6 +189,10 @@ def test_smoke_goes_through_all_of_it_in_a_folder_of_its_own(small: Path) -> Non
         (
             ["small", "stages.sensitivity.importance=tailor"],
             "stages.sensitivity.importance: no importance named 'tailor",
+        ),
+        (
+            ["small", "stages.sensitivity.kind=quantized", "stages.sensitivity.ratios=0.5"],
+            "stages.sensitivity: ratios is for kind: pruned, and the kind is quantized",
         ),
         (["small", "stages.sensitivity.max_drop=-1"], "stages.sensitivity.max_drop: "),
         (["small", "~stages.train"], "stages.sensitivity: 'sensitivity' needs 'train' or 'start' before it"),

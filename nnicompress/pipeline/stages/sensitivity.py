@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,10 +14,11 @@ from nnicompress.events import Note
 from nnicompress.graph.macs import count_macs
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
+from nnicompress.pipeline.smoke import NUM_BATCHES
 from nnicompress.report.sensitivity_html import write_page
 from nnicompress.sensitivity.analysis import Values, measure
+from nnicompress.sensitivity.kinds import probe_of, requirements
 from nnicompress.sensitivity.probe import Subject
-from nnicompress.sensitivity.pruned import PrunedProbe, requirements
 from nnicompress.sensitivity.result import FILE, PAGE, make
 from nnicompress.sensitivity.settings import SensitivitySettings
 
@@ -26,7 +27,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
     """Measure the model with each layer compressed, and publish what was found; the model stays as it is.
 
     Raises:
-        JobError: the model has no channels that can be pruned.
+        JobError: the model has nothing that can be compressed so.
     """
     settings = plan.settings
     assert isinstance(settings, SensitivitySettings)
@@ -35,11 +36,18 @@ def run(context: Context, plan: StagePlan) -> Facts:
         evaluator.require(capability, by="the sensitivity stage", why=why)
     values = _stored(context)
     (inputs,) = context.inputs(plan, 2)
+    if context.job.smoke:
+        settings = settings.model_copy(
+            update={
+                "ratios": settings.ratios[:1],
+                "levels": settings.levels[:1],
+                "calibration_steps": min(settings.calibration_steps, NUM_BATCHES),
+            }
+        )
+    probe = probe_of(settings, evaluator, context.model, context.listener)
+    if not probe.subjects:
+        raise JobError(f"sensitivity: nothing of this model can be {settings.kind}, so there is nothing to measure")
     with evaluator.bound(context.model):
-        ratios = settings.ratios[:1] if context.job.smoke else settings.ratios
-        probe = PrunedProbe.of(evaluator, settings.importance, ratios)
-        if not probe.subjects:
-            raise JobError("sensitivity: no channels of this model can be pruned, so there is nothing to measure")
         measure(
             evaluator,
             probe,
@@ -52,7 +60,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
         subjects=_shares(context, probe.subjects, inputs),
         values=values,
         recipe=context.job.name,
-        probe="pruned",
+        probe=settings.kind,
         mode=settings.mode,
         metric=context.job.metric,
         metric_mode=context.job.mode,
@@ -85,7 +93,7 @@ def _store(context: Context, values: Values) -> None:
         context.checkpoint.save({"values": [[subject, level, value] for (subject, level), value in values.items()]})
 
 
-def _shares(context: Context, subjects: tuple[Subject, ...], inputs: ModelInput) -> dict[str, Mapping[str, Any]]:
+def _shares(context: Context, subjects: Sequence[Subject], inputs: ModelInput) -> dict[str, Mapping[str, Any]]:
     """What each subject's own layers hold of the model's parameters and multiply-accumulates."""
     model = context.model
     total = sum(parameter.numel() for parameter in model.parameters())
