@@ -114,6 +114,10 @@ def test_activations_of_other_types_and_widths(activation: Scheme, tmp_path: Pat
     assert max(one.largest for one in differences) <= 1
     with torch.no_grad():
         compare_outputs(loaded, frozen, [other_inputs(inputs, 3)], tolerance=0.1, what="the file")
+    if activation.bits < 8:
+        exported(*network("residual"), tmp_path / "eight.onnx")
+        want, found = (integer_coverage(tmp_path / f"{name}.onnx").integer for name in ("eight", "m"))
+        assert found == want and found["QLinearConv"], "the clip is in no kernel's way"
 
 
 def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
