@@ -8,12 +8,13 @@ linear layers they stand beside layer norms, which run in float anyway.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from nnicompress.errors import ConfigError, UserError
+from nnicompress.errors import ConfigError, UserError, did_you_mean
 from nnicompress.pruning.targets import select_modules
 from nnicompress.quantization import calls
 from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMULS, PASSING
@@ -129,10 +130,16 @@ class _Placement:
             key = f"targets.{name}"
             selected, excluded = select_modules(self.model, target, key=key)
             self.excluded |= excluded
+            known: set[str] = set()
             for module in selected:
                 if module not in inside and self._is_usable(module, target, key):
                     self._check_scheme(module, target, key)
-                    found[module] = (name, target)
+                    arguments = list(inspect.signature(self.modules[module].forward).parameters)
+                    known.update(arguments)
+                    found[module] = (name, target.numbered(arguments))
+            if unknown := sorted(target.arguments - known):
+                near = did_you_mean(unknown[0], known) or f"; they have {', '.join(sorted(known))}"
+                raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.target_names")
             self._check_chains(target, key)
         return found
 
@@ -295,7 +302,7 @@ class _Placement:
 
         `reads`: the settings are those of a layer's input, which go before those of what makes the value or adds it.
         """
-        while (source := _moved_from(value)) is not None:
+        while (source := self._moved_from(value)) is not None:
             value = source
         if not value.floating:
             return None
@@ -321,6 +328,21 @@ class _Placement:
             scheme = self.profile.activation_scheme(settings)
             self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
 
+    def _moved_from(self, value: Value) -> Value | None:
+        """The value that `value` is but a view or a choice of; None where it was computed."""
+        maker = value.maker
+        if maker is None or not maker.inputs:
+            return None
+        # A layer with weights computes, whatever its last call is: attention with the batch first ends in a transpose.
+        if maker.leaf is not None and next(self.modules[maker.leaf].parameters(), None) is not None:
+            return None
+        if maker.name in PASSING:
+            return maker.inputs[0]
+        if maker.name == "cat":  # a cache of keys that is empty in training
+            filled = [v for v in maker.inputs if v.tensor.numel()]
+            return filled[0] if len(filled) == 1 and not maker.own_tensors else None
+        return None
+
     def _made_at(self, value: Value) -> str | None:
         maker = value.maker
         if maker is None:
@@ -342,18 +364,6 @@ class _Placement:
 
     def _why_it_did_not_run(self, name: str) -> str:
         return "the forward in evaluation mode does not run it"
-
-
-def _moved_from(value: Value) -> Value | None:
-    """The value that `value` is but a view or a choice of; None where it was computed."""
-    if value.maker is None or not value.maker.inputs:
-        return None
-    if value.maker.name in PASSING:
-        return value.maker.inputs[0]
-    if value.maker.name == "cat":  # a cache of keys that is empty in training
-        filled = [v for v in value.maker.inputs if v.tensor.numel()]
-        return filled[0] if len(filled) == 1 and not value.maker.own_tensors else None
-    return None
 
 
 def _unusual_attention(module: nn.Module) -> str | None:

@@ -21,7 +21,7 @@ WEIGHT_OBSERVERS = ("min_max", "mse")
 FUNCTIONS = ("add", "cat", "matmul", "scaled_dot_product_attention")
 GRANULARITIES = ("default", "tensor", "channel")
 TENSORS = ("_input_", "weight", "bias", "_output_")
-TARGET_NAME = re.compile(r"weight|bias|_(input|output)_\d*")
+TARGET_NAME = re.compile(r"weight|bias|_input_\w*|_output_\d*")
 
 
 def _named(value: object) -> object:
@@ -118,8 +118,8 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     exclude_op_names: Names = ()
     exclude_op_names_re: Patterns = ()
     target_names: Names | None = None
-    """`_input_` (all), `_input_0`, `weight`, `bias`, `_output_`. null: inputs and weights, and outputs and
-    biases where the runtime needs them."""
+    """`_input_` (all), `_input_0`, `_input_NAME` (an argument of the forward), `weight`, `bias`, `_output_`. null:
+    inputs and weights, and outputs and biases where the runtime needs them."""
     target_settings: dict[str, QuantizationTensorSettings] = Field(default_factory=dict)
     fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
     """Modules that become one in the runtime, in order; all that can are found without it, and these are checked."""
@@ -145,6 +145,28 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
                 hint = did_you_mean(name, known)
                 raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
         return self
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """The arguments of a forward that are asked for by name: `query` for `_input_query`."""
+        asked = (*(self.target_names or ()), *self.target_settings)
+        named = {name.removeprefix("_input_") for name in asked if name.startswith("_input_")}
+        return frozenset(name for name in named if name and not name.isdigit())
+
+    def numbered(self, arguments: Sequence[str]) -> Self:
+        """The same for a module whose forward takes `arguments`: inputs by number, those that it lacks left out."""
+        if not self.arguments:
+            return self
+
+        def number(name: str) -> str | None:
+            argument = name.removeprefix("_input_")
+            if argument == name or argument not in self.arguments:
+                return name
+            return f"_input_{list(arguments).index(argument)}" if argument in arguments else None
+
+        names = None if self.target_names is None else tuple(n for n in map(number, self.target_names) if n)
+        settings = {n: special for name, special in self.target_settings.items() if (n := number(name))}
+        return self.model_copy(update={"target_names": names, "target_settings": settings})
 
     def of_tensor(self, name: str) -> QuantizationTensorSettings:
         """How tensor `name` is quantized, its `target_settings` merged in; `_input_0` inherits from `_input_`."""

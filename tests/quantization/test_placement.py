@@ -128,6 +128,30 @@ def test_settings_of_single_tensors() -> None:
     assert two.dtype == "uint8" and two.symmetric
 
 
+def test_inputs_are_named_as_the_forward_names_them() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            attended: Tensor = self.attn(x.neg(), x.abs(), x.exp(), need_weights=False)[0]
+            return self.head(attended)
+
+    types = ["MultiheadAttention", "Linear"]
+    target = {"op_types": types, "target_names": ["_input_key", "_input_input", "weight"]}
+    target["target_settings"] = {"_input_key": {"quant_dtype": "uint4"}}
+    inputs = torch.randn(2, 5, 8)
+    plan = plan_of(Attention(), inputs, targets=[target], functions=[], backend="none")
+    dtypes = {place: at.scheme.dtype for place, at in plan.activations.items()}
+    assert dtypes["/abs_0/output_0"] == "uint4" and dtypes["attn/output_0"] == "uint8"
+    assert "/neg_0/output_0" not in dtypes and "/exp_0/output_0" not in dtypes, dtypes
+    target = {"op_types": ["Linear"], "target_names": ["_input_inptu"]}
+    with pytest.raises(ConfigError, match="no selected module takes an input 'inptu'.* 'input'") as caught:
+        plan_of(Attention(), inputs, targets=[target])
+    assert caught.value.key == "targets.0.target_names"
+
+
 def test_a_layer_says_how_its_input_is_quantized_before_what_makes_or_adds_it() -> None:
     blocks = [BasicBlock(4, 4, 1, None, 1, 64) for _ in range(2)]
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks)
