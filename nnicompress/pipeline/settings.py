@@ -71,6 +71,10 @@ class QuantizeSettings(Settings):
     scheduler: dict[str, Any] | None = Field(default_factory=dict)
     """Keys that replace those of the recipe's `scheduler` in this stage; null: no scheduler."""
 
+    max_accuracy_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """By how much the validation metric may be worse than before the stage, in its own unit; where it is worse, the
+    fewest layers that keep it so are left in float. null: all are quantized, whatever it costs."""
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_epochs is not None and self.max_steps is not None:

@@ -58,8 +58,8 @@ def keep_accuracy(
     3. Bisection: the fewest of the most harmful parts that must be in float.
     4. Each of those, the least harmful first, in integers again: it stays there where the bound still holds.
 
-    The outcome is the best of all that was measured, with nothing assumed of how harms add up: the fewest parts in float
-    with which the bound holds (of equals the best metric); where it never does, the best metric. `trials` are not
+    The outcome is the best of all that was measured, with nothing assumed of how harms add up: the fewest parts in
+    float with which the bound holds (of equals the best metric); where it never does, the best metric. `trials` are not
     measured again, and `measured` is called after each that is added, for whoever stores them.
     """
     search = _Search(parts, bound, measure, trials, measured, listener)

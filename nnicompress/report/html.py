@@ -49,6 +49,7 @@ def render_html(report: Report) -> str:
         "curves": figures.training_curves(report),
         "channels": figures.channels(report),
         "trade": figures.quality_against_cost(report),
+        "control": figures.accuracy_control(report),
     }
     return environment.get_template(TEMPLATE).render(
         report=report,

@@ -107,6 +107,8 @@ def _remarks(report: Report) -> Iterator[str]:
     for line in report.unprunable:
         if line not in report.shortfall:
             yield f"Not pruned: {line}"
+    if report.quantization is not None and report.quantization.control is not None:
+        yield words.controlled(report.quantization.control, report)
     if report.proof is not None:
         yield (
             f"Proof: compact and masked outputs differ by {report.proof.max_relative_difference:.1e} at most "
