@@ -34,7 +34,7 @@ from nnicompress.export.inference import inference_facts
 from nnicompress.factory import build_data, built
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
-from nnicompress.pipeline.settings import StartSettings
+from nnicompress.pipeline.settings import QuantizeSettings, StartSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
 from nnicompress.pruning.pruner import Pruner
@@ -393,7 +393,10 @@ def _needs(stage: RecipeStage) -> tuple[tuple[str, str], ...]:
     if isinstance(stage.compressor, PrunerSettings):
         return Pruner.requirements(stage.compressor)
     if isinstance(stage.compressor, QuantizerSettings):
-        return Quantizer.requirements(stage.compressor)
+        needs = Quantizer.requirements(stage.compressor)
+        if isinstance(stage.settings, QuantizeSettings) and stage.settings.max_accuracy_drop is not None:
+            needs += (("evaluate", "to keep the metric within max_accuracy_drop"),)
+        return needs
     if isinstance(stage.settings, SensitivitySettings):
         return requirements(stage.settings)
     return {

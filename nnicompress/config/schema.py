@@ -20,7 +20,7 @@ from nnicompress.pipeline.settings import (
     order_errors,
 )
 from nnicompress.pruning.settings import PrunerSettings
-from nnicompress.quantization.settings import QuantizerSettings
+from nnicompress.quantization.settings import FLOATS_AGAIN, QuantizerSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.settings import Settings
 
@@ -281,3 +281,9 @@ class _Validation:
             self.add(key, "this quantizer trains: say how long, with max_epochs or max_steps")
         elif given and not quantizer.trains:
             self.add(f"{key}.{given[0]}", "this quantizer only calibrates and trains nothing (trains: false)")
+        if settings.max_accuracy_drop is not None and quantizer.method not in FLOATS_AGAIN:
+            self.add(
+                f"{key}.max_accuracy_drop",
+                f"{quantizer.method} changes the weights themselves, so no layer can return to float; methods that "
+                f"leave them: {', '.join(FLOATS_AGAIN)}",
+            )

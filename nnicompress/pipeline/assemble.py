@@ -17,6 +17,7 @@ from nnicompress.report.curves import CurveRecorder
 from nnicompress.report.expected import compare, summary_numbers
 from nnicompress.report.record import (
     ArtifactRecord,
+    ControlRecord,
     LayerRecord,
     PhaseRecord,
     ProofRecord,
@@ -182,6 +183,7 @@ def _quantization(context: Context, stages: list[StageRecord]) -> QuantizationRe
             for layer, row in types.items()
         ),
         unquantized=result.unquantized,
+        control=None if "control" not in facts else ControlRecord.model_validate(facts["control"]),
     )
 
 

@@ -69,6 +69,10 @@ class QuantizeSettings(TrainingSettings):
     compressor: dict[str, Any] | None = None
     """The quantizer of this stage; null: the recipe's top-level `compressor`."""
 
+    max_accuracy_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """By how much the validation metric may be worse than before the stage, in its own unit; where it is worse, the
+    fewest layers that keep it so are left in float. null: all are quantized, whatever it costs."""
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_epochs is not None and self.max_steps is not None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -51,6 +52,19 @@ class QuantizationResult:
 
 def save_quantization(result: QuantizationResult, folder: Path) -> None:
     """Write `result` into `folder`: JSON for names and schemes, safetensors for scales and zero points."""
+    state = to_state(result)
+    save_file(state["arrays"], str(folder / ARRAYS))
+    (folder / DOCUMENT).write_text(json.dumps(state["document"]) + "\n", encoding="utf-8")
+
+
+def load_quantization(folder: Path) -> QuantizationResult:
+    """Read what `save_quantization` wrote."""
+    document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+    return from_state({"document": document, "arrays": load_file(folder / ARRAYS)})
+
+
+def to_state(result: QuantizationResult) -> dict[str, Any]:
+    """`result` as tensors (`arrays`) and plain data (`document`)."""
     arrays: dict[str, Tensor] = {}
     for place, tensor in result.tensors.items():
         arrays[f"{place}.scale"], arrays[f"{place}.zero_point"] = tensor.scale.clone(), tensor.zero_point.clone()
@@ -59,14 +73,12 @@ def save_quantization(result: QuantizationResult, folder: Path) -> None:
         "unquantized": list(result.unquantized),
         "folded": dict(result.folded),
     }
-    save_file(arrays, str(folder / ARRAYS))
-    (folder / DOCUMENT).write_text(json.dumps(document) + "\n", encoding="utf-8")
+    return {"document": document, "arrays": arrays}
 
 
-def load_quantization(folder: Path) -> QuantizationResult:
-    """Read what `save_quantization` wrote."""
-    document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-    arrays = load_file(folder / ARRAYS)
+def from_state(state: Mapping[str, Any]) -> QuantizationResult:
+    """The inverse of `to_state`."""
+    document, arrays = state["document"], state["arrays"]
     tensors = {}
     for place, values in document["tensors"].items():
         scheme = Scheme(**{**values, "granularity": Granularity(**values["granularity"])})

@@ -14,6 +14,8 @@ from nnicompress.settings import Settings
 
 DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
 METHODS = ("observed", "lsq", "lsq_plus", "dorefa", "bnn")
+FLOATS_AGAIN = ("observed", "lsq", "lsq_plus")
+"""Methods that leave the weights as floats: without its fake quantizers a layer is a float layer."""
 OBSERVERS = ("min_max", "moving_average", "entropy", "percentile", "mse")
 TRAINABLE_OBSERVERS = ("min_max", "moving_average")
 """Observers that can follow a training; the others look at the calibration's batches twice."""

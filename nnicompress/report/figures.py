@@ -134,6 +134,33 @@ def channels(report: Report) -> tuple[Figure, str] | None:
     return figure, f"{layers[0].unit.capitalize()} kept in each width of the network"
 
 
+@inline
+def accuracy_control(report: Report) -> tuple[Figure, str] | None:
+    """The validation metric over the number of parts in float, a dot a measurement; None where nothing was searched."""
+    control = report.quantization.control if report.quantization is not None else None
+    trials = [] if control is None else [trial for trial in control.trials if math.isfinite(trial.metric)]
+    if control is None or len(trials) < 2:
+        return None
+    bound = control.baseline + (-control.max_drop if report.mode == "max" else control.max_drop)
+    figure = new_figure(FULL, PANEL)
+    axes = figure.subplots()
+    axes.set_title(f"validation {report.metric}")
+    axes.set_xlim(-0.02 * control.parts, 1.02 * control.parts)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=ROUND))
+    axes.set_xlabel("parts in float", loc="right")
+    scale_quality(axes, report, [*(trial.metric for trial in trials), control.baseline, bound], 0.08, 5)
+    limit = axes.axhline(bound, color=SECOND, linewidth=1, linestyle=(0, (2, 4)))
+    add_tip(limit, f"the bound: {words.metric(report, bound)}")
+    for trial in trials:
+        chosen = trial.in_float == control.in_float
+        (dot,) = axes.plot(len(trial.in_float), trial.metric, "o", color=ACCENT, markersize=11 if chosen else 7)
+        dot.set(clip_on=False, zorder=3, markeredgewidth=2, markerfacecolor=ACCENT if trial.holds else CARD)
+        names = ", ".join(trial.in_float) if len(trial.in_float) <= 6 else f"{len(trial.in_float)} parts"
+        what = f"{names or 'nothing'} in float: {words.metric(report, trial.metric)}"
+        add_tip(dot, f"{what}{', chosen' if chosen else ''}")
+    return figure, f"Validation {report.metric} against the number of parts left in float"
+
+
 def _losses(axes: Axes, report: Report, trainings: list[tuple[int, CurveRecord]], losses: list[float]) -> None:
     low, high = min(losses), max(losses)
     axes.set_title("training loss")

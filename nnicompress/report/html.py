@@ -42,6 +42,7 @@ def render_html(report: Report) -> str:
         "curves": figures.training_curves(report),
         "channels": figures.channels(report),
         "trade": figures.quality_against_cost(report),
+        "control": figures.accuracy_control(report),
     }
     return render(
         TEMPLATE,

@@ -99,6 +99,33 @@ class QuantizedLayerRecord(Record):
     output: str = ""
 
 
+class TrialRecord(Record):
+    """The validation metric with some parts of the quantized model in float."""
+
+    in_float: tuple[str, ...]
+    metric: float
+    holds: bool
+    """Whether it is within the bound."""
+
+
+class ControlRecord(Record):
+    """How accuracy control chose what stays in float."""
+
+    max_drop: float
+    baseline: float
+    """The validation metric before quantization."""
+    metric: float
+    """With what was chosen."""
+    met: bool
+    """Whether the bound holds."""
+    parts: int
+    """How many there are: layers, and matrix products of a forward."""
+    in_float: tuple[str, ...]
+    """The parts that stay in float."""
+    trials: tuple[TrialRecord, ...]
+    """All that was measured, from all in integers to all in float."""
+
+
 class QuantizationRecord(Record):
     """How the model is quantized."""
 
@@ -108,6 +135,8 @@ class QuantizationRecord(Record):
     layers: tuple[QuantizedLayerRecord, ...] = ()
     unquantized: tuple[str, ...] = ()
     """What was selected and stays in float, one line each, with the reason."""
+    control: ControlRecord | None = None
+    """null: no bound was set."""
 
 
 class PhaseMeasurements(Record):

@@ -133,6 +133,8 @@ def _remarks(report: Report) -> Iterator[str]:
     if report.quantization is not None:
         for line in report.quantization.unquantized:
             yield f"Left in float: {line}"
+        if report.quantization.control is not None:
+            yield words.controlled(report.quantization.control, report)
     if report.proof is not None:
         yield (
             f"Proof: compact and masked outputs differ by {report.proof.max_relative_difference:.1e} at most "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from nnicompress.report.expected import summary_numbers
-from nnicompress.report.record import LatencyRecord, Report
+from nnicompress.report.record import ControlRecord, LatencyRecord, Report
 
 MISSING = "–"
 # Less than this is not told from the noise of a shared machine, and is not called faster.
@@ -84,11 +84,30 @@ def metric(report: OfMetric, value: float | None) -> str:
     return f"{100 * value:.1f} %" if is_share(report) else f"{value:.4g}"
 
 
-def metric_change(report: Report, before: float, after: float) -> str:
+def metric_change(report: OfMetric, before: float, after: float) -> str:
     """`−0.8 points`, with the sign of the number itself."""
     change = after - before
     text = f"{100 * change:+.1f} points" if is_share(report) else f"{change:+.3g}"
     return text.replace("-", "−")
+
+
+def controlled(control: ControlRecord, report: OfMetric) -> str:
+    """What accuracy control came to, in a sentence or two."""
+    allowed = metric_change(report, control.max_drop, 0.0).lstrip("−+")
+    change = metric_change(report, control.baseline, control.metric)
+    what = f"validation {report.metric} {metric(report, control.metric)} ({change}, {allowed} allowed)"
+    shown = ", ".join(control.in_float[:5]) + (
+        f" and {len(control.in_float) - 5} more" if len(control.in_float) > 5 else ""
+    )
+    if not control.in_float:
+        kept = f"all {control.parts} parts are quantized"
+    elif len(control.in_float) == control.parts:
+        kept = f"all {control.parts} parts are left in float"
+    else:
+        kept = f"{len(control.in_float)} of {control.parts} parts are left in float: {shown}"
+    if control.met:
+        return f"Accuracy control: {kept}; {what}."
+    return f"Accuracy control can't keep the bound, not even with all of the model in float: {what}; {kept}."
 
 
 def ratio(value: float | None) -> str:

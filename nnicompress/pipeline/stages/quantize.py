@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 
 from nnicompress.measure.size import bytes_of_weights
+from nnicompress.pipeline import accuracy_control
+from nnicompress.pipeline.accuracy_control import AccuracyControl
 from nnicompress.pipeline.context import EXPORT_BATCH_SIZE, Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.resumable import ResumableStage
@@ -28,15 +30,27 @@ def run(context: Context, plan: StagePlan) -> Facts:
         length = {"max_steps": NUM_BATCHES if settings.trains else None, "max_epochs": None}
     stage = ResumableStage(context, plan, lambda: quantizer.state_dict())
     quantizer = Quantizer(settings, stage.evaluator, context.listener)
-    state = stage.go_on()
-    if state is not None:
-        quantizer.load_state_dict(state)
-    masks = context.pruning.masks if context.masked and context.pruning is not None else None
-    with stage.saving():
-        result = quantizer.compress(context.model, **length, alongside=None if masks is None else masks.attach)
+    max_drop = plan.settings.max_accuracy_drop
+    if max_drop is not None:
+        stage.evaluator.require("evaluate", by="max_accuracy_drop", why="it measures the quantized model")
+    saved = accuracy_control.stored(context)
+    if saved is None:
+        state = stage.go_on()
+        if state is not None:
+            quantizer.load_state_dict(state)
+        masks = context.pruning.masks if context.masked and context.pruning is not None else None
+        with stage.saving():
+            result = quantizer.compress(context.model, **length, alongside=None if masks is None else masks.attach)
+    else:
+        result = accuracy_control.go_on(context, saved)
+    facts: Facts = {"method": settings.method, "backend": settings.backend}
+    if max_drop is not None:
+        control = AccuracyControl(context, stage.evaluator, settings, result, max_drop, saved)
+        result, found = control.run()
+        facts["control"] = found.model_dump(mode="json")
     save_quantization(result, context.folder)
     _freeze(context, plan, result, save_weights(context.model, context.folder))
-    return {"method": settings.method, "backend": settings.backend, "summary": result.summary}
+    return {**facts, "summary": result.summary}
 
 
 def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
@@ -48,6 +62,9 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
 def _freeze(context: Context, plan: StagePlan, result: QuantizationResult, size: int) -> None:
     """Keep the simulation and the frozen model as phases, and go on with the frozen one."""
     context.quantization = result
+    if not result.tensors:  # accuracy control left all of it in float
+        context.remember("quantized", "left in float", size)
+        return
     (example,) = context.inputs(plan, EXPORT_BATCH_SIZE, device="cpu")
     network = copy.deepcopy(context.model).eval()
     with simulated(context.model, result):
