@@ -56,11 +56,16 @@ class FrozenModel(nn.Module):
     ) -> None:
         super().__init__()
         self.frozen_program = program
-        self.output_spec = output_spec
+        self._output = _Shared(output_spec)
         for name in program["buffers"]:
             owner, _, leaf = name.rpartition(".")
             _container(self, owner).register_buffer(leaf, torch.empty(0) if tensors is None else tensors[name])
         self.eval()
+
+    @property
+    def output_spec(self) -> pytree.TreeSpec | None:
+        """As it was given."""
+        return self._output.spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs as the model's that was frozen; outputs bit for bit as the fake-quantized one's in eval mode."""
@@ -68,6 +73,16 @@ class FrozenModel(nn.Module):
         if self.output_spec is None:
             return result
         return pytree.tree_unflatten(pytree.tree_leaves(result), self.output_spec)
+
+
+class _Shared:
+    """A specification, which never changes: copies of a model share it. (torch's own copy of one warns.)"""
+
+    def __init__(self, spec: pytree.TreeSpec | None) -> None:
+        self.spec = spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
 
 
 def run(

@@ -143,6 +143,12 @@ class Twice(nn.Module):
         return y + self.same(x)
 
 
+def test_a_copy_shares_the_structure_of_the_output_without_a_warning() -> None:
+    model, inputs = network("bert")
+    frozen = freeze(simulate(model, inputs), inputs)
+    assert_equal(frozen, copy.deepcopy(frozen), inputs)
+
+
 def test_equal_quantizers_of_one_tensor_are_one_and_writing_into_it_ends_that() -> None:
     model = Twice().eval()
     frozen = freeze(model, ((torch.randn(2, 4),), {}))
