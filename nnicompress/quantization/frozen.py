@@ -94,6 +94,16 @@ class _Shared:
         return self
 
 
+class _Shared:
+    """A specification, which never changes: copies of a model share it. (torch's own copy of one warns.)"""
+
+    def __init__(self, spec: pytree.TreeSpec | None) -> None:
+        self.spec = spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
 def run(
     model: FrozenModel,
     args: Sequence[Any],

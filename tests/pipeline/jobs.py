@@ -22,6 +22,7 @@ from nnicompress.pipeline.job import Job, StagePlan
 from nnicompress.pipeline.settings import STAGES, RuntimeSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.report.settings import ExpectedSettings
 from nnicompress.trace import Traced
 
@@ -35,6 +36,7 @@ LEVEL = {
     "granularity": "element",
     "targets": {"convs": {"op_types": ["Conv2d"], "sparse_ratio": 0.5}},
 }
+QAT = {"calibration_steps": 4, "targets": {"all": {}}}
 WHOLE_WAY = {
     "train": {"max_steps": 30},
     "prune": {},
@@ -50,6 +52,7 @@ def make_job(
     stages: dict[str, dict[str, Any]],
     *,
     pruner: dict[str, Any] | None = None,
+    quantizer: dict[str, Any] | None = None,
     expected: dict[str, Any] | None = None,
     seed: int = 0,
     smoke: bool = False,
@@ -57,6 +60,10 @@ def make_job(
     save_every: int = 100,
 ) -> Job:
     """A job on digits with a ResNet-20 of width 8, as the factory would build it from a recipe."""
+    compressors = {
+        "prune": PrunerSettings.model_validate(pruner or TAYLOR),
+        "quantize": QuantizerSettings.model_validate(quantizer or QAT),
+    }
     digits = Digits(batch_size=64)
     data: Any = FewBatches(digits) if smoke else digits
 
@@ -83,7 +90,7 @@ def make_job(
                 name=name,
                 settings=STAGES[name].model_validate(values),
                 build_evaluator=build_evaluator,
-                compressor=PrunerSettings.model_validate(pruner or TAYLOR) if name == "prune" else None,
+                compressor=compressors.get(name),
             )
             for name, values in stages.items()
         ),
