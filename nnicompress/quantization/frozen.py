@@ -6,7 +6,6 @@ isn't installed.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -74,24 +73,6 @@ class FrozenModel(nn.Module):
         if self.output_spec is None:
             return result
         return pytree.tree_unflatten(pytree.tree_leaves(result), self.output_spec)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
-        # A spec never changes, and copying one's leaves warns of torch's own use of a deprecated class.
-        memo[id(self.output_spec)] = self.output_spec
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
-
-
-class _Shared:
-    """A specification, which never changes: copies of a model share it. (torch's own copy of one warns.)"""
-
-    def __init__(self, spec: pytree.TreeSpec | None) -> None:
-        self.spec = spec
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
 
 
 class _Shared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nnicompress.checks.recipe import check
-from nnicompress.cli import main
-from nnicompress.config.compose import compose_with_origin
 from nnicompress.data.digits import Digits
-from nnicompress.errors import InputErrors, JobError
+from nnicompress.errors import JobError
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.events import Event, Note, StageStarted
 from nnicompress.export import onnx, onnx_qdq
