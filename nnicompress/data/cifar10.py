@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnicompress.data.augmentation import random_flip, random_shift
+from nnicompress.data.loaders import RoleLoaders
 from nnicompress.data.memory import ImagesInMemory
-from nnicompress.data.roles import Loader, check_batch_size, check_fact, make_loader, require
+from nnicompress.data.roles import check_batch_size, check_fact, require
 from nnicompress.data.splits import stratified_holdout
 from nnicompress.errors import ConfigError
 
@@ -31,7 +32,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of the training pixels scaled to [0, 1]."""
 
 
-class CIFAR10:
+class CIFAR10(RoleLoaders):
     """50,000 training images, of which a stratified `validation_fraction` is held out, and 10,000 test images.
 
     `root` is the folder of the `.bin` files or the one above it. Training images are moved by up to 4 pixels and
@@ -64,18 +65,6 @@ class CIFAR10:
         self.class_names = CLASS_NAMES
         self.preprocessing = {"pixels": "8-bit RGB, 0 to 255", "divide_by": 255.0, "mean": list(MEAN), "std": list(STD)}
         self.folder = find_folder(Path(root).expanduser())
-
-    def train_loader(self, seed: int) -> Loader:
-        """Shuffled and augmented by `seed` and epoch."""
-        return make_loader(self.dataset("train"), self.batch_size, seed=seed, drop_last=self.drop_last)
-
-    def validation_loader(self) -> Loader:
-        """In order, as they are."""
-        return make_loader(self.dataset("validation"), self.batch_size)
-
-    def test_loader(self) -> Loader:
-        """In order, as they are."""
-        return make_loader(self.dataset("test"), self.batch_size)
 
     def dataset(self, role: str) -> ImagesInMemory:
         """The images of a role; the train role augments them."""

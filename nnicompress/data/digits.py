@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnicompress.data.augmentation import random_shift
+from nnicompress.data.loaders import RoleLoaders
 from nnicompress.data.memory import ImagesInMemory
-from nnicompress.data.roles import Loader, check_batch_size, check_fact, make_loader, require
+from nnicompress.data.roles import check_batch_size, check_fact, require
 from nnicompress.data.splits import stratified_folds, stratified_holdout
 
 FILE = Path(__file__).with_name("digits.npz")
@@ -27,7 +28,7 @@ MEAN, STD = 0.3, 0.38
 """Of the pixels scaled to [0, 1], rounded."""
 
 
-class Digits:
+class Digits(RoleLoaders):
     """`num_folds` stratified folds: `fold` is the test role, `validation_fraction` of the rest is validation.
 
     The folds' test roles together are all 1,797 images, each once. Training images move by up to `shift` pixels
@@ -92,18 +93,6 @@ class Digits:
             std=(STD,),
             augmentation=augmentation,
         )
-
-    def train_loader(self, seed: int) -> Loader:
-        """Shuffled and shifted by `seed` and epoch."""
-        return make_loader(self.dataset("train"), self.batch_size, seed=seed, drop_last=self.drop_last)
-
-    def validation_loader(self) -> Loader:
-        """In order, as they are."""
-        return make_loader(self.dataset("validation"), self.batch_size)
-
-    def test_loader(self) -> Loader:
-        """In order, as they are."""
-        return make_loader(self.dataset("test"), self.batch_size)
 
     def fingerprint(self) -> str:
         """A hash of all pixels and labels."""

@@ -11,7 +11,8 @@ from typing import Any, cast
 from nnicompress.data.image_files import ImageFiles
 from nnicompress.data.image_processing import ImageProcessing
 from nnicompress.data.labels import check_num_classes, class_number, class_order, label_name
-from nnicompress.data.roles import Loader, check_batch_size, make_loader, require
+from nnicompress.data.loaders import RoleLoaders
+from nnicompress.data.roles import check_batch_size, require
 from nnicompress.data.sources import ROLES, Source, check_source
 from nnicompress.data.tables import Table
 from nnicompress.errors import ConfigError
@@ -30,7 +31,7 @@ class EncodedImage(io.BytesIO):
     __str__ = __repr__
 
 
-class ImageTable:
+class ImageTable(RoleLoaders):
     """One class an image, from the columns `image` and `label`.
 
     An image is a path, relative to `root` (where that is None: to the folder of the table), or the bytes that a source
@@ -97,20 +98,6 @@ class ImageTable:
             std=self.processing.std,
             augment=self.augment and role == "train",
         )
-
-    def train_loader(self, seed: int) -> Loader:
-        """Shuffled and augmented by `seed` and epoch."""
-        return make_loader(
-            self.dataset("train"), self.batch_size, seed=seed, drop_last=self.drop_last, num_workers=self.num_workers
-        )
-
-    def validation_loader(self) -> Loader:
-        """In the order of the rows."""
-        return make_loader(self.dataset("validation"), self.batch_size, num_workers=self.num_workers)
-
-    def test_loader(self) -> Loader:
-        """In the order of the rows."""
-        return make_loader(self.dataset("test"), self.batch_size, num_workers=self.num_workers)
 
     def fingerprint(self) -> str:
         """A hash of labels and images: of a file its path, size and time of change, else the content."""

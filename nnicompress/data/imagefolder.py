@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nnicompress.data.image_files import ImageFiles
-from nnicompress.data.roles import Loader, check_batch_size, check_fact, make_loader, require
+from nnicompress.data.loaders import RoleLoaders
+from nnicompress.data.roles import check_batch_size, check_fact, require
 from nnicompress.data.splits import stratified_holdout
 from nnicompress.errors import ConfigError
 
@@ -20,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Samples = list[tuple[Path, int]]
 
 
-class ImageFolder:
+class ImageFolder(RoleLoaders):
     """A folder a role and in it a folder a class; classes are numbered in the order of their names.
 
     Training images: a random part of 8 to 100 % of the area, resized, mirrored half of the time (Szegedy et al.
@@ -126,20 +127,6 @@ class ImageFolder:
             std=self.std,
             augment=self.augment and role == "train",
         )
-
-    def train_loader(self, seed: int) -> Loader:
-        """Shuffled and augmented by `seed` and epoch."""
-        return make_loader(
-            self.dataset("train"), self.batch_size, seed=seed, drop_last=self.drop_last, num_workers=self.num_workers
-        )
-
-    def validation_loader(self) -> Loader:
-        """In the order of class and file name."""
-        return make_loader(self.dataset("validation"), self.batch_size, num_workers=self.num_workers)
-
-    def test_loader(self) -> Loader:
-        """In the order of class and file name."""
-        return make_loader(self.dataset("test"), self.batch_size, num_workers=self.num_workers)
 
     def fingerprint(self) -> str:
         """A hash of each file's path below `root`, size and time of change: contents are not read."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch.utils.data import Dataset
 
-from nnicompress.data.roles import Loader, make_loader, require
+from nnicompress.data.loaders import RoleLoaders
+from nnicompress.data.roles import require
 from nnicompress.data.sources import ROLES, Source, check_source
 from nnicompress.data.tables import Table
 from nnicompress.data.tokenization import make_tokenizer
 from nnicompress.data.tokens import TokenBatch, check_length
 
 
-class TextData(ABC):
+class TextData(RoleLoaders):
     """Text with the roles train, validation and test; the tokens of a role are made when they are first asked for.
 
     A task says how a table becomes a dataset (`encoded`) and which columns it reads (`columns`).
@@ -57,18 +58,6 @@ class TextData(ABC):
         if role not in self._datasets:
             self._datasets[role] = self.encoded(self.tables[role], role)
         return self._datasets[role]
-
-    def train_loader(self, seed: int) -> Loader:
-        """Shuffled by `seed` and epoch."""
-        return make_loader(self.dataset("train"), self.batch_size, seed=seed, drop_last=self.drop_last)
-
-    def validation_loader(self) -> Loader:
-        """In the order of the rows."""
-        return make_loader(self.dataset("validation"), self.batch_size)
-
-    def test_loader(self) -> Loader:
-        """In the order of the rows."""
-        return make_loader(self.dataset("test"), self.batch_size)
 
     def fingerprint(self) -> str:
         """A hash of the columns that are read, row by row, and of the vocabulary."""

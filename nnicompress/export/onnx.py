@@ -18,12 +18,13 @@ from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export import onnx_qdq
 from nnicompress.export.exporters import quiet, reason
 from nnicompress.export.program import capture_program
-from nnicompress.quantization.frozen import FrozenModel
+from nnicompress.quantization.frozen import QUANTIZE, FrozenModel
 
 TOLERANCE = 1e-3
 QUANTIZED_TOLERANCE = 0.1
 """Of a frozen model, relative to the largest output. An integer kernel sums exactly, the frozen model rounds at every
 addition: a value halfway between two integers may become the other one, a whole step away, and later layers follow.
+That is for activations of 8 bits; with fewer a step is larger in proportion.
 `divergence.first_divergence` says where; what decides on a file's use is its own metric."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRANSLATED = frozenset(
@@ -87,7 +88,12 @@ def export_onnx(model: nn.Module, inputs: ModelInput, path: Path) -> None:
 
 def tolerance(model: nn.Module) -> float:
     """How far outputs of the file may be from the model's, relative to the largest."""
-    return QUANTIZED_TOLERANCE if isinstance(model, FrozenModel) else TOLERANCE
+    if not isinstance(model, FrozenModel):
+        return TOLERANCE
+    levels = min(
+        (step[2][4] - step[2][3] for step in model.frozen_program["steps"] if step[1] == QUANTIZE), default=255
+    )
+    return QUANTIZED_TOLERANCE * 255 / levels
 
 
 def try_onnx(model: nn.Module, inputs: ModelInput) -> None:

@@ -26,7 +26,8 @@ QUANTIZED_VALUES = "nnicompress.quantized_values"
 def translate(frozen: FrozenModel, inputs: ModelInput) -> Any:
     """The ONNX program of `frozen`, with a `save`; weights int8 and biases int32 inside.
 
-    Activations of fewer than 8 bits are clipped before they are quantized. A linear layer is a Gemm between two
+    Activations of fewer than 8 bits are uint8, clipped behind QuantizeLinear: a clip in front of it would keep
+    onnxruntime from making one integer operator of it and the layer before. A linear layer is a Gemm between two
     reshapes: onnxruntime makes one QGemm of it, bias included, and of MatMul and Add two operators.
 
     Raises:
@@ -110,15 +111,14 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     op: Any = onnxscript.opset20
 
     def quantize_linear(x: Any, scale: Any, zero_point: Any, low: int, high: int, axis: int | None = None) -> Any:
-        bounds = torch.iinfo(integer_dtype(low, high))
-        if (low, high) != (bounds.min, bounds.max):
-            # QuantizeLinear saturates at the type's bounds; the zero point may lie anywhere between.
-            offset = op.Cast(zero_point, to=_FLOAT)
-            lowest = op.Mul(op.Sub(op.Constant(value_float=float(low)), offset), scale)
-            highest = op.Mul(op.Sub(op.Constant(value_float=float(high)), offset), scale)
-            x = op.Min(op.Max(x, lowest), highest)
         axes = {} if axis is None else {"axis": axis}
-        return op.QuantizeLinear(x, scale, zero_point, **axes)
+        integers = op.QuantizeLinear(x, scale, zero_point, **axes)
+        dtype = integer_dtype(low, high)
+        if (low, high) == (torch.iinfo(dtype).min, torch.iinfo(dtype).max):  # where QuantizeLinear saturates
+            return integers
+        kind = {torch.uint8: _UINT8, torch.int8: _INT8}[dtype]
+        lowest, highest = (op.Cast(op.Constant(value_int=bound), to=kind) for bound in (low, high))
+        return op.Clip(integers, lowest, highest)
 
     def dequantize_linear(x: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
         axes = {} if axis is None else {"axis": axis}
@@ -144,5 +144,5 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-_FLOAT = 1
-"""TensorProto.FLOAT."""
+_UINT8, _INT8 = 2, 3
+"""TensorProto.UINT8 and INT8."""

@@ -137,4 +137,5 @@ class ChannelGroups:
 
     def gone(self, removal: Removal) -> NDArray[np.bool_]:
         """For each channel group, counted through the widths in order, whether `removal` has it."""
-        return np.concatenate([np.isin(np.arange(w.size), removal.get(w.name, ())) for w in self.widths])
+        parts = [np.isin(np.arange(w.size), removal.get(w.name, ())) for w in self.widths]
+        return np.concatenate([np.empty(0, dtype=np.bool_), *parts])

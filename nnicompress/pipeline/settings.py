@@ -16,8 +16,8 @@ from nnicompress.settings import Settings
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class TrainSettings(Settings):
-    """Train the float model. Exactly one of `max_epochs` and `max_steps` is given."""
+class TrainingSettings(Settings):
+    """What every stage that trains says of its training."""
 
     max_epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
@@ -25,6 +25,10 @@ class TrainSettings(Settings):
     """Keys that replace those of the recipe's `optimizer` in this stage."""
     scheduler: dict[str, Any] | None = Field(default_factory=dict)
     """Keys that replace those of the recipe's `scheduler` in this stage; null: no scheduler."""
+
+
+class TrainSettings(TrainingSettings):
+    """Train the float model. Exactly one of `max_epochs` and `max_steps` is given."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -59,17 +63,11 @@ class ShrinkSettings(Settings):
     """Training batches that batch-norm statistics are measured on again, after the proof; 0: keep the statistics."""
 
 
-class QuantizeSettings(Settings):
+class QuantizeSettings(TrainingSettings):
     """Calibrate, train with quantization simulated where the quantizer trains, and make integers of the weights."""
 
     compressor: dict[str, Any] | None = None
     """The quantizer of this stage; null: the recipe's top-level `compressor`."""
-    max_epochs: PositiveInt | None = None
-    max_steps: PositiveInt | None = None
-    optimizer: dict[str, Any] = Field(default_factory=dict)
-    """Keys that replace those of the recipe's `optimizer` in this stage."""
-    scheduler: dict[str, Any] | None = Field(default_factory=dict)
-    """Keys that replace those of the recipe's `scheduler` in this stage; null: no scheduler."""
 
     max_accuracy_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """By how much the validation metric may be worse than before the stage, in its own unit; where it is worse, the

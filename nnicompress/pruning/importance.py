@@ -157,7 +157,7 @@ IMPORTANCES: dict[str, Importance] = {
     "level": Importance(magnitude, name="level"),
     "lamp": Importance(squared_magnitude, scope="producers", name="lamp", of_unit=lamp, comparable=True),
     "fpgm": Importance(None, scope="producers", name="fpgm", rows=distances),
-    "slim": Importance(magnitude, scope="scales", name="slim", learning="scale_penalty"),
+    "slim": Importance(magnitude, scope="scales", name="slim", averages=True, learning="scale_penalty"),
     "apoz": Importance(statistic, scope="consumers", name="apoz", inputs=InputStatistic(is_nonzero), averages=True),
     "mean_activation": Importance(
         statistic, scope="consumers", name="mean_activation", inputs=InputStatistic(torch.abs), averages=True

@@ -6,7 +6,6 @@ isn't installed.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -57,11 +56,16 @@ class FrozenModel(nn.Module):
     ) -> None:
         super().__init__()
         self.frozen_program = program
-        self.output_spec = output_spec
+        self._output = _Shared(output_spec)
         for name in program["buffers"]:
             owner, _, leaf = name.rpartition(".")
             _container(self, owner).register_buffer(leaf, torch.empty(0) if tensors is None else tensors[name])
         self.eval()
+
+    @property
+    def output_spec(self) -> pytree.TreeSpec | None:
+        """As it was given."""
+        return self._output.spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs as the model's that was frozen; outputs bit for bit as the fake-quantized one's in eval mode."""
@@ -70,13 +74,15 @@ class FrozenModel(nn.Module):
             return result
         return pytree.tree_unflatten(pytree.tree_leaves(result), self.output_spec)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
-        # A spec never changes, and copying one's leaves warns of torch's own use of a deprecated class.
-        memo[id(self.output_spec)] = self.output_spec
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
+
+class _Shared:
+    """A specification, which never changes: copies of a model share it. (torch's own copy of one warns.)"""
+
+    def __init__(self, spec: pytree.TreeSpec | None) -> None:
+        self.spec = spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
 
 
 def run(

@@ -97,6 +97,8 @@ class _Placement:
         self.targets = self._targets()
         self.inputs_of: dict[str, str] = {}
         """The place of a layer's input."""
+        self.read_by: dict[str, bool] = {}
+        """Place of an activation -> whether the layer that reads it said how."""
         self.integers: set[Value] = set()
         """Values that come from convolutions, through nothing but what runs in integers."""
 
@@ -193,7 +195,7 @@ class _Placement:
             return
         for index, value in enumerate(call.inputs[: 3 if isinstance(module, nn.MultiheadAttention) else 1]):
             if target.names(f"_input_{index}"):
-                place = self._need(value, call, index, target.of_tensor(f"_input_{index}"))
+                place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
                     self.inputs_of.setdefault(name, place)
         if isinstance(module, nn.MultiheadAttention):
@@ -286,8 +288,13 @@ class _Placement:
             value = value.readers[0].outputs[0]
         return value
 
-    def _need(self, value: Value, reader: Call, index: int, settings: QuantizationTensorSettings) -> str | None:
-        """Place a quantizer where `value` is made; returns the place, or None where no float is there."""
+    def _need(
+        self, value: Value, reader: Call, index: int, settings: QuantizationTensorSettings, *, reads: bool = False
+    ) -> str | None:
+        """Place a quantizer where `value` is made; returns the place, or None where no float is there.
+
+        `reads`: the settings are those of a layer's input, which go before those of what makes the value or adds it.
+        """
         while (source := _moved_from(value)) is not None:
             value = source
         if not value.floating:
@@ -303,11 +310,14 @@ class _Placement:
         if maker in self.targets and self.targets[maker][1].names("_output_0"):
             own = self.targets[maker][1].of_tensor("_output_0")
             settings = own if own != QuantizationTensorSettings() else settings
-        self._add(place, settings, tuple(value.tensor.shape))
+        self._add(place, settings, tuple(value.tensor.shape), reads=reads and settings != QuantizationTensorSettings())
         return place
 
-    def _add(self, place: str, settings: QuantizationTensorSettings, shape: tuple[int, ...]) -> None:
-        if place not in self.plan.activations:
+    def _add(
+        self, place: str, settings: QuantizationTensorSettings, shape: tuple[int, ...], *, reads: bool = False
+    ) -> None:
+        if place not in self.plan.activations or (reads and not self.read_by[place]):
+            self.read_by[place] = reads
             scheme = self.profile.activation_scheme(settings)
             self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
 

@@ -220,15 +220,18 @@ class Quantizer:
         self._follow_weights(model, plan, first=True)
         layers: dict[str, tuple[nn.Module, FakeQuantizer, int]] = {}
         behind = {weight.module: weight.batch_norm for weight in plan.weights}
+        without: list[str] = []
         for weight in plan.weights:
             module = model.get_submodule(weight.module)
             if weight.parameter != "weight" or isinstance(module, nn.Embedding):
                 continue
             if getattr(module, "bias", None) is None and behind[weight.module] is None:
-                plan.unquantized.append(f"{weight.module}: it has no bias that could be corrected")
+                without.append(weight.module)
                 continue
             axis = 1 if isinstance(module, CONVOLUTIONS) else -1
             layers[weight.module] = (module, self._quantizers[weight.place], axis)
+        if without:
+            self._listener(Note(f"no bias that could be corrected: {', '.join(without)}"))
         with torch.enable_grad():
             shifts = calibration.bias_corrections(self.evaluator, layers, self.settings.calibration_steps)
         for name, shift in shifts.items():

@@ -22,7 +22,8 @@ TRAINABLE_OBSERVERS = ("min_max", "moving_average")
 WEIGHT_OBSERVERS = ("min_max", "mse")
 FUNCTIONS = ("add", "cat", "matmul", "scaled_dot_product_attention")
 GRANULARITIES = ("default", "tensor", "channel")
-TARGET_NAME = re.compile(r"_(input|output)_(\w+_)?")
+TENSORS = ("_input_", "weight", "bias", "_output_")
+TARGET_NAME = re.compile(r"weight|bias|_(input|output)_\d*")
 
 
 def _named(value: object) -> object:
@@ -119,7 +120,7 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     exclude_op_names: Names = ()
     exclude_op_names_re: Patterns = ()
     target_names: Names | None = None
-    """`_input_`, `_input_0`, `_input_NAME`, `weight`, `bias`, `_output_`. null: inputs and weights, and outputs and
+    """`_input_` (all), `_input_0`, `weight`, `bias`, `_output_`. null: inputs and weights, and outputs and
     biases where the runtime needs them."""
     target_settings: dict[str, QuantizationTensorSettings] = Field(default_factory=dict)
     fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
@@ -134,7 +135,13 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     def _complete(self) -> Self:
         if self.target_names == ():
             raise ValueError("target_names is empty")
-        known = self.target_names or ("_input_", "weight", "bias", "_output_")
+        wrong = next((name for name in self.target_names or () if TARGET_NAME.fullmatch(name) is None), None)
+        if wrong is not None:
+            raise ValueError(
+                f"no tensor {wrong!r}{did_you_mean(wrong, TENSORS)}; there are {', '.join(TENSORS)}, and one of "
+                "several is _input_0"
+            )
+        known = self.target_names or TENSORS
         for name in self.target_settings:
             if name not in known and not any(_covers(other, name) for other in known):
                 hint = did_you_mean(name, known)

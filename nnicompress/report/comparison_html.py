@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnicompress.pipeline.run_dir import write_whole
 from nnicompress.report import words
 from nnicompress.report.comparison import RunComparison, best_line, change, remark, setting
 from nnicompress.report.comparison_table import RATIOS
+from nnicompress.report.pages import render
 
 TEMPLATE = "comparison.html.j2"
 
@@ -25,15 +25,9 @@ def render_comparison(comparison: RunComparison, *, title: str, lines: Sequence[
     """The whole page."""
     from nnicompress.report.pareto import trade_offs  # matplotlib takes a while to import, and only a page has figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = next((entry.report for entry in comparison.done), None)
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         title=title,
         lines=lines,
         headline=best_line(comparison),

@@ -68,9 +68,17 @@ def training_curves(report: Report) -> tuple[Figure, str] | None:
 
 @inline
 def quality_against_cost(report: Report) -> tuple[Figure, str] | None:
-    """The metric over multiply-accumulates, from phase to phase; None where either was not measured."""
-    measured = [(p.macs, p.accuracy, p.label) for p in report.phases if p.macs is not None and p.accuracy is not None]
-    points = [(float(macs), value, label) for macs, value, label in measured if math.isfinite(value)]
+    """The metric over multiply-accumulates, from phase to phase; None where either was not measured.
+
+    Where the model is quantized, over the bytes of its weights: integers are fewer bytes and as many multiplications.
+    """
+    by_size = report.quantization is not None
+    measured = [(p.bytes if by_size else p.macs, p.accuracy, p.label) for p in report.phases]
+    points = [
+        (float(cost), value, label)
+        for cost, value, label in measured
+        if cost is not None and value is not None and math.isfinite(value)
+    ]
     if len(points) < 2:
         return None
     costs, values, _ = zip(*points, strict=True)
@@ -80,7 +88,7 @@ def quality_against_cost(report: Report) -> tuple[Figure, str] | None:
     axes.set_xlim(0, 1.06 * max(costs) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
-    axes.set_xlabel("multiply-accumulates of one sample", loc="right")
+    axes.set_xlabel("bytes of the weights" if by_size else "multiply-accumulates of one sample", loc="right")
     scale_quality(axes, report, values, 0.15, 5)
     axes.plot(costs, values, color=ACCENT, alpha=0.35, linewidth=2, clip_on=False)
     labels = []
@@ -88,10 +96,10 @@ def quality_against_cost(report: Report) -> tuple[Figure, str] | None:
         last, shown = number == len(points), words.metric(report, value)
         (dot,) = axes.plot(cost, value, "o", color=ACCENT, markersize=13 if last else 10, clip_on=False)
         dot.set(zorder=3, markeredgewidth=2, markerfacecolor=ACCENT if last else CARD)
-        add_tip(dot, f"{name}: {shown} at {words.count(round(cost))}")
+        add_tip(dot, f"{name}: {shown} at {words.size(round(cost)) if by_size else words.count(round(cost))}")
         labels.append(f"{name}  {shown}")
     label_points(figure, axes, list(zip(costs, values, strict=True)), labels)
-    return figure, f"{report.metric} against multiply-accumulates over the phases"
+    return figure, f"{report.metric} against {'bytes' if by_size else 'multiply-accumulates'} over the phases"
 
 
 @inline

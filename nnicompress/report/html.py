@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnicompress.report import words
+from nnicompress.report.pages import render
 from nnicompress.report.record import Report
-from nnicompress.report.rows import comparison, file_table
+from nnicompress.report.rows import comparison, file_table, integer_lines, quality_chain
 from nnicompress.report.terminal import conventions
 
 TEMPLATE = "report.html.j2"
@@ -38,26 +38,22 @@ def render_html(report: Report) -> str:
     """The whole page."""
     from nnicompress.report import figures  # matplotlib takes a while to import, and only a page has figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = {
         "curves": figures.training_curves(report),
         "channels": figures.channels(report),
         "trade": figures.quality_against_cost(report),
         "control": figures.accuracy_control(report),
     }
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         report=report,
         words=words,
         headline=words.headline(report),
         tiles=tiles(report),
         table=comparison(report),
         files=file_table(report),
+        chain=quality_chain(report),
+        integers=integer_lines(report),
         notes=[layer for layer in report.layers if layer.note],
         conventions=list(conventions(report)),
         # The figures are XML already, written by a library that escapes.
@@ -78,7 +74,7 @@ def tiles(report: Report) -> list[Tile]:
         faster = gain >= 1 + words.LEAST_GAIN
         detail = f"batch {report.batch_size}, {runtime}" + ("" if faster else " (not faster)")
         result.append(Tile(f"{gain:.2f}×", "as fast as the baseline", detail, faster))
-    if found["macs_ratio"] is not None:
+    if found["macs_ratio"] is not None and first.macs != last.macs:
         detail = f"{words.count(first.macs)} → {words.count(last.macs)}"
         result.append(Tile(_percent(found["macs_ratio"]), "of the multiply-accumulates", detail))
     if found["size_ratio"] is not None:

@@ -71,6 +71,53 @@ def _add_latency(rows: list[Row], phases: tuple[PhaseRecord, ...], size: int) ->
     rows.append(Row(f"latency, batch {size}", cells, ratio, spreads))
 
 
+def quality_chain(report: Report) -> tuple[tuple[str, str], ...]:
+    """`(what, metric)` from the float model over the simulation and the integers to each file; empty without them."""
+    if report.quantization is None or report.final.accuracy is None:
+        return ()
+    phases = [(phase.label, words.metric(report, phase.accuracy)) for phase in report.phases if not phase.masked]
+    files = [
+        (f"{artifact.path} in {artifact.runtime}", words.metric(report, artifact.accuracy))
+        for artifact in report.artifacts
+        if artifact.accuracy is not None
+    ]
+    return (*phases, *files)
+
+
+@dataclass(frozen=True)
+class QuantizedRow:
+    """Layers whose tensors have the same types; `example` is the first of them."""
+
+    count: int
+    example: str
+    inputs: str
+    weight: str
+    output: str
+
+
+def quantized_rows(report: Report) -> tuple[QuantizedRow, ...]:
+    """One row for each combination of types, the most frequent first."""
+    if report.quantization is None:
+        return ()
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for layer in report.quantization.layers:
+        found.setdefault((layer.inputs, layer.weight, layer.output), []).append(layer.name)
+    rows = [QuantizedRow(len(names), names[0], *types) for types, names in found.items()]
+    return tuple(sorted(rows, key=lambda row: -row.count))
+
+
+def integer_lines(report: Report) -> tuple[str, ...]:
+    """What each file's runtime runs in integers, and what it doesn't and why."""
+    lines = []
+    for artifact in report.artifacts:
+        if not artifact.integer and not artifact.floating:
+            continue
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(artifact.integer.items()))
+        lines.append(f"{artifact.path}: {artifact.runtime} runs {counted or 'nothing'} in integers.")
+        lines += [f"{artifact.path}: {row.count} {row.operator} in float: {row.reason}." for row in artifact.floating]
+    return tuple(lines)
+
+
 @dataclass(frozen=True)
 class FileRow:
     """An exported file, the baseline in the same format, or (`is_gain`) the speed-up between the two."""
@@ -79,6 +126,7 @@ class FileRow:
     runtime: str
     accuracy: str
     bytes: str
+    memory: str
     latencies: tuple[str, ...]
     spreads: tuple[str, ...]
     is_gain: bool = False
@@ -90,6 +138,8 @@ class FileTable:
 
     batch_sizes: tuple[int, ...]
     rows: tuple[FileRow, ...]
+    memory: bool
+    """Whether any memory was measured."""
 
 
 def file_table(report: Report) -> FileTable:
@@ -105,6 +155,7 @@ def file_table(report: Report) -> FileTable:
                 artifact.runtime,
                 words.metric(report, artifact.accuracy),
                 words.size(artifact.bytes),
+                words.size(artifact.peak_memory),
                 tuple(words.latency(own.get(size)) for size in sizes),
                 tuple(words.spread(own.get(size)) for size in sizes),
             )
@@ -117,10 +168,11 @@ def file_table(report: Report) -> FileTable:
                 "",
                 words.metric(report, artifact.baseline_accuracy),
                 words.size(artifact.baseline_bytes),
+                words.size(artifact.baseline_peak_memory),
                 tuple(words.latency(base.get(size)) for size in sizes),
                 tuple(words.spread(base.get(size)) for size in sizes),
             )
         )
         gains = tuple(f"{base[size].median / own[size].median:.2f}×" if size in own else "" for size in sizes)
-        rows.append(FileRow("speed-up", "", "", "", gains, ("",) * len(sizes), is_gain=True))
-    return FileTable(sizes, tuple(rows))
+        rows.append(FileRow("speed-up", "", "", "", "", gains, ("",) * len(sizes), is_gain=True))
+    return FileTable(sizes, tuple(rows), any(a.peak_memory is not None for a in report.artifacts))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnicompress.pipeline.run_dir import write_whole
+from nnicompress.report.pages import render
 from nnicompress.report.sensitivity_table import caption, drop, headline, modules, number, share
 from nnicompress.sensitivity.result import FILE, Sensitivity
 
@@ -23,14 +23,8 @@ def render_page(found: Sensitivity) -> str:
     """The whole page."""
     from nnicompress.report.sensitivity_figure import drops  # matplotlib takes a while to import
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         found=found,
         file=FILE,
         headline=headline(found),

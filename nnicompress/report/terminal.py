@@ -10,7 +10,7 @@ from rich.text import Text
 
 from nnicompress.report import words
 from nnicompress.report.record import Report
-from nnicompress.report.rows import Comparison, comparison, file_table
+from nnicompress.report.rows import Comparison, comparison, file_table, integer_lines, quality_chain, quantized_rows
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -25,7 +25,11 @@ def render(report: Report) -> RenderableType:
     if report.smoke:
         parts.insert(0, Text("Smoke run: two batches a stage. The numbers mean nothing.", style="bold yellow"))
     parts.append(_phases(report))
-    parts += [table for table in (_artifacts(report), _layers(report), _expected(report)) if table is not None]
+    parts += [
+        table
+        for table in (_artifacts(report), _quantized(report), _layers(report), _expected(report))
+        if table is not None
+    ]
     parts += [Text(line, style="dim") for line in _remarks(report)]
     return Group(*parts)
 
@@ -52,12 +56,14 @@ def _artifacts(report: Report) -> Table | None:
     table = _titled("Exported files, beside the baseline exported the same way")
     table.add_column("", no_wrap=True)
     table.add_column("runtime", no_wrap=True)
-    for name in (report.metric, "bytes", *(f"latency, batch {size}" for size in found.batch_sizes)):
+    memory = ("memory",) if found.memory else ()
+    for name in (report.metric, "bytes", *memory, *(f"latency, batch {size}" for size in found.batch_sizes)):
         table.add_column(name, justify="right")
     for row in found.rows:
         latencies = (_over_spread(*pair) for pair in zip(row.latencies, row.spreads, strict=True))
         style = "bold" if row.is_gain else ""
-        table.add_row(row.name, row.runtime, row.accuracy, row.bytes, *latencies, style=style)
+        memory = (row.memory,) if found.memory else ()
+        table.add_row(row.name, row.runtime, row.accuracy, row.bytes, *memory, *latencies, style=style)
     return table
 
 
@@ -78,6 +84,20 @@ def _layers(report: Report) -> Table | None:
         kept = round(20 * layer.after / layer.before)
         bar = Text.assemble(("━" * kept, "cyan"), ("·" * (20 - kept), "bright_black"))
         table.add_row(layer.name, str(layer.before), str(layer.after), bar, Text(layer.note, style="yellow"))
+    return table
+
+
+def _quantized(report: Report) -> Table | None:
+    rows = quantized_rows(report)
+    if not rows:
+        return None
+    table = _titled("Quantized, each value where it first is")
+    table.add_column("layers and calls", no_wrap=True)
+    for name in ("inputs", "weight", "output"):
+        table.add_column(name)
+    for row in rows:
+        more = f" and {row.count - 1} more" if row.count > 1 else ""
+        table.add_row(f"{row.example}{more}", *(kind or words.MISSING for kind in (row.inputs, row.weight, row.output)))
     return table
 
 
@@ -107,8 +127,14 @@ def _remarks(report: Report) -> Iterator[str]:
     for line in report.unprunable:
         if line not in report.shortfall:
             yield f"Not pruned: {line}"
-    if report.quantization is not None and report.quantization.control is not None:
-        yield words.controlled(report.quantization.control, report)
+    if chain := quality_chain(report):
+        yield f"{report.metric.capitalize()}: {' → '.join(f'{value} {what}' for what, value in chain)}."
+    yield from integer_lines(report)
+    if report.quantization is not None:
+        for line in report.quantization.unquantized:
+            yield f"Left in float: {line}"
+        if report.quantization.control is not None:
+            yield words.controlled(report.quantization.control, report)
     if report.proof is not None:
         yield (
             f"Proof: compact and masked outputs differ by {report.proof.max_relative_difference:.1e} at most "
@@ -135,4 +161,9 @@ def conventions(report: Report) -> Iterator[str]:
         yield (
             f"Peak memory: all tensors alive at the worst moment of one forward pass at batch {report.batch_size}, "
             "weights included."
+        )
+    if any(artifact.peak_memory is not None for artifact in report.artifacts):
+        yield (
+            f"Memory of a file: what a process of its runtime takes to load it and run batch {report.batch_size}, at "
+            "the worst moment."
         )

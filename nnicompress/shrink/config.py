@@ -235,6 +235,9 @@ def _check(compact: nn.Module, fresh: nn.Module, groups: ChannelGroups, example:
     """The fresh model takes the compact one's tensors, has its sizes and scales, and computes what it does."""
     own, saved = dict([*compact.named_parameters(), *compact.named_buffers()]), compact.state_dict()
     used = {slot.tensor for width in groups.widths for slot in width.slots}
+    fresh.to(next(iter(own.values())).device)
+    for name, parameter in fresh.named_parameters():
+        parameter.data = parameter.data.to(own[name].dtype)
     for name, tensor in (*fresh.named_parameters(), *fresh.named_buffers()):
         shape = own[name].shape
         if name in saved and shape != tensor.shape:

@@ -31,7 +31,7 @@ def test_a_job_holds_all_that_the_recipe_says() -> None:
     assert job.expected.accuracy is not None
     assert job.expected.accuracy.min == 0.945
     assert [plan.name for plan in job.stages] == ["train", "prune", "shrink", "finetune", "export", "evaluate"]
-    assert [plan.pruner is not None for plan in job.stages] == [False, True, False, False, False, False]
+    assert [plan.compressor is not None for plan in job.stages] == [False, True, False, False, False, False]
     assert job.resolved_config["model"]["num_classes"] == 10
     assert job.resolved_config["scheduler"]["max_lr"] == 0.1
 

@@ -132,6 +132,18 @@ PRUNABLE |= {
         TOKENS,
         {"q": 8},
     ),
+    "repeated_over_the_batch": (
+        Model(lambda m, x: m.b(m.a(x) * m.t.repeat(x.shape[0], 1, 1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3),
+              t=nn.Parameter(torch.randn(5, 8))),
+        TOKENS,
+        {"a": 8},
+    ),
+    "one_shape_for_two_layers": (  # the second layer is given the size of the first: both lose the same
+        Model(lambda m, x: m.c(m.b(m.a(x)).reshape(x.shape[0], m.a(x).shape[1], -1).mean(2)), a=conv(3, 8),
+              b=conv(8, 8), c=nn.Linear(8, 2)),
+        IMAGE,
+        {"a": 8},
+    ),
     "rolled_over_positions": (
         Model(lambda m, x: m.b(m.a(x).roll(2, 1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)), TOKENS, {"a": 8},
     ),

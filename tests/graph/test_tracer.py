@@ -17,9 +17,11 @@ from nnicompress.graph import capture, find_channel_groups
 from nnicompress.graph.capture import Captured
 from nnicompress.graph.provenance import tracked_attributes
 from nnicompress.graph.tracer import trace
+from tests.graph.families import FAMILIES
 from tests.zoo import ZOO
 
 TRACER = "nnicompress.graph.tracer"
+EXPORTED = {"segformer", "llama", "qwen2", "t5", "detr"}
 
 
 def plain(value: Any) -> Any:
@@ -75,45 +77,13 @@ def test_parametrized_weights_and_torch_attention() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-TEXT = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-IDS = {"input_ids": torch.randint(3, 50, (3, 10))}
-IMAGES = {"pixel_values": torch.randn(3, 3, 32, 32)}
-FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Tensor], bool]] = {
-    "ResNet": (
-        "ForImageClassification",
-        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
-        IMAGES,
-        True,
-    ),
-    "ConvNext": ("ForImageClassification", {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}, IMAGES, True),
-    "ViT": ("ForImageClassification", {**SMALL, "image_size": 32, "patch_size": 8}, IMAGES, True),
-    "Swin": (
-        "ForImageClassification",
-        {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-        IMAGES,
-        True,
-    ),
-    "Bert": ("ForSequenceClassification", {**SMALL, **TEXT}, IDS, True),
-    "GPT2": ("LMHeadModel", {**TEXT, "n_embd": 32, "n_layer": 2, "n_head": 4, "use_cache": False}, IDS, True),
-    "Llama": ("ForCausalLM", {**SMALL, **TEXT, "num_key_value_heads": 2, "use_cache": False}, IDS, False),
-    "T5": (
-        "ForConditionalGeneration",
-        {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "use_cache": False},
-        {**IDS, "decoder_input_ids": IDS["input_ids"]},
-        False,
-    ),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_ways_find_the_same_in_transformers(family: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    head, settings, kwargs, quick = FAMILIES[family]
-    model = getattr(transformers, family + head)(getattr(transformers, family + "Config")(**settings)).eval()
-    assert is_traced(model, (), kwargs) == quick  # what switches gradients or has constants is torch.export's
-    assert_equal_ways(model, (), kwargs)
+    model, (args, kwargs), _ = FAMILIES[family]()
+    # What switches gradients or has constants is torch.export's.
+    assert is_traced(model, args, kwargs) == (family not in EXPORTED)
+    assert_equal_ways(model, args, kwargs)
 
 
 class Forward(nn.Module):

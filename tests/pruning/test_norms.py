@@ -41,6 +41,7 @@ NORMS = {
     "without_weights": lambda width: nn.LayerNorm(width, elementwise_affine=False),
     "rms": RMSNorm,
     "torch_rms": lambda width: nn.RMSNorm(width),
+    "one_group": lambda width: nn.GroupNorm(1, width),
 }
 
 

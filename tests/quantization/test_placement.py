@@ -128,6 +128,24 @@ def test_settings_of_single_tensors() -> None:
     assert two.dtype == "uint8" and two.symmetric
 
 
+def test_a_layer_says_how_its_input_is_quantized_before_what_makes_or_adds_it() -> None:
+    blocks = [BasicBlock(4, 4, 1, None, 1, 64) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks)
+    target = {"op_types": ["Conv2d"], "target_settings": {"_input_": {"quant_dtype": "uint4"}}}
+    plan = plan_of(model, images(), targets=[target, {"op_names": ["0"]}])
+    dtypes = {place: at.scheme.dtype for place, at in plan.activations.items()}
+    assert dtypes == {
+        "0/input_0": "uint8",
+        "0/output_0": "uint4",  # made by a layer that says nothing
+        "1/relu_0/output_0": "uint4",
+        "1.bn2/output_0": "uint8",  # only added
+        "1/relu_1/output_0": "uint4",  # a sum that a convolution reads
+        "2/relu_0/output_0": "uint4",
+        "2.bn2/output_0": "uint8",
+        "2/relu_1/output_0": "uint8",
+    }
+
+
 def test_the_last_target_that_selects_a_module_holds() -> None:
     special = {"op_names": ["head"], "target_settings": {"weight": {"quant_dtype": "int2"}}}
     plan = plan_of(Residual(), images(), targets=[LAYERS, special])

@@ -8,10 +8,13 @@ from nnicompress.report.expected import compare, summary_numbers
 from nnicompress.report.record import (
     ArtifactRecord,
     CurveRecord,
+    FloatOperatorsRecord,
     LatencyRecord,
     LayerRecord,
     PhaseRecord,
     ProofRecord,
+    QuantizationRecord,
+    QuantizedLayerRecord,
     Report,
     StageRecord,
 )
@@ -113,3 +116,42 @@ def make_report(expected: dict[str, Any] | None = None, **changes: Any) -> Repor
     )
     rows = compare(ExpectedSettings.model_validate(expected or {}), numbers)
     return Report(**{**values, "expected": rows})
+
+
+def quantized_report(**changes: Any) -> Report:
+    """A network of three layers in 8 bits, twice as fast in its runtime; `changes` replace fields of the file."""
+    phases = (
+        phase("baseline", "baseline"),
+        phase("quantized", "fake-quantized", accuracy=0.97, latency=(), peak_memory=None),
+        phase("frozen", "frozen", accuracy=0.97, latency=(), peak_memory=None, bytes=1_040_000),
+    )
+    file = {
+        "format": "onnx",
+        "path": "model.onnx",
+        "runtime": "onnxruntime",
+        "accuracy": 0.965,
+        "latency": (latency(1, 0.001), latency(32, 0.010)),
+        "integer": {"QLinearConv": 2, "QGemm": 1},
+        "floating": (FloatOperatorsRecord(operator="Softmax", count=3, reason="no integer kernel"),),
+        "peak_memory": 5_000_000,
+        "baseline_peak_memory": 9_000_000,
+    }
+    layers = (
+        QuantizedLayerRecord(name="conv1", inputs="uint8", weight="int8"),
+        QuantizedLayerRecord(name="conv2", weight="int8"),
+        QuantizedLayerRecord(name="fc", weight="int8"),
+    )
+    return make_report(
+        phases=phases,
+        artifacts=(ARTIFACT.model_copy(update={**file, **changes}),),
+        layers=(),
+        unprunable=(),
+        proof=None,
+        quantization=QuantizationRecord(
+            method="observed",
+            backend="onnxruntime_x86",
+            summary="quantized 4 tensors (3 int8, 1 uint8)",
+            layers=layers,
+            unquantized=("head: <its> output is complex",),
+        ),
+    )

@@ -17,8 +17,12 @@ def test_the_exported_file_comes_before_eager() -> None:
             "macs_ratio": 0.5,
             "latency_ratio": 0.4,
             "size_ratio": 0.4,
+            "deployed_gap": 0.0,
         }
     )
+    further = ARTIFACT.model_copy(update={"accuracy": 0.953})
+    assert summary_numbers(PHASES, (further,), batch_size=1, mode="max")["deployed_gap"] == pytest.approx(0.007)
+    assert summary_numbers(PHASES, (), batch_size=1, mode="max")["deployed_gap"] is None
     assert summary_numbers(PHASES, (), batch_size=32, mode="max")["latency_ratio"] == pytest.approx(0.5)
     assert summary_numbers(PHASES, (), batch_size=1, mode="max")["latency_ratio"] == pytest.approx(0.8)
 

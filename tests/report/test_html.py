@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from nnicompress.report.html import render_html, write_html
-from tests.report.sample import PHASES, make_report
+from tests.report.sample import PHASES, make_report, quantized_report
 
 VOID = {"meta", "br"}
 
@@ -66,3 +66,11 @@ def test_where_up_is_worse_the_page_says_so() -> None:
     assert "left is cheaper, up is better" in render_html(make_report())
     page = render_html(make_report(metric="MeanSquaredError", mode="min"))
     assert "left is cheaper, down is better" in page and "MeanSquaredError against cost" in page
+
+
+def test_a_quantized_model_has_its_way_to_integers() -> None:
+    page = render_html(quantized_report())
+    assert page.index("From float to integers") < page.index("<b>96.5 %</b><span>model.onnx in onnxruntime</span>")
+    assert "3 Softmax in float: no integer kernel." in page and "&lt;its&gt; output" in page
+    assert "bytes of the weights" in page and "of the multiply-accumulates" not in page
+    assert "From float to integers" not in render_html(make_report())

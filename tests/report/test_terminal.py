@@ -6,7 +6,7 @@ from rich.console import Console
 
 from nnicompress.report.record import Report
 from nnicompress.report.terminal import print_report
-from tests.report.sample import PHASES, make_report
+from tests.report.sample import PHASES, latency, make_report, quantized_report
 
 
 def shown(report: Report) -> str:
@@ -41,3 +41,22 @@ def test_masks_only_and_smoke_are_said_first() -> None:
 def test_a_baseline_alone_has_no_ratios() -> None:
     text = shown(make_report(phases=PHASES[:1], artifacts=(), layers=(), proof=None, unprunable=()))
     assert "ratio" not in text and "Channels kept" not in text and "Proof" not in text
+
+
+def test_a_quantized_model_is_followed_from_float_to_the_file() -> None:
+    text = shown(quantized_report())
+    assert text.startswith("2.00 times as fast at batch 32, with 26 % of the bytes.")
+    assert (
+        "Accuracy: 98.0 % baseline → 97.0 % fake-quantized → 97.0 % frozen → 96.5 % model.onnx in onnxruntime." in text
+    )
+    assert "model.onnx: onnxruntime runs 1 QGemm, 2 QLinearConv in integers." in text
+    assert "model.onnx: 3 Softmax in float: no integer kernel." in text
+    assert "Left in float: head: <its> output is complex" in text
+    assert [cell.strip() for cell in row(text, "conv2 and 1 more") if cell.strip()] == ["–", "int8", "–"]
+    file = [cell.strip() for cell in row(text, "model.onnx") if cell.strip()]
+    assert file[:4] == ["onnxruntime", "96.5 %", "1.7 MB", "5 MB"]
+
+
+def test_integers_that_are_slower_are_said_first() -> None:
+    slow = quantized_report(latency=(latency(1, 0.004), latency(32, 0.040)))
+    assert shown(slow).startswith("Not faster: 0.50 times the baseline's speed at batch 32, with 26 % of the bytes.")
