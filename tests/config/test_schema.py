@@ -269,8 +269,8 @@ stages:
         (
             "dorefa",
             "0.01",
-            "stages.quantize.max_accuracy_drop: dorefa changes the weights themselves, so no layer can return to float; "
-            "methods that leave them: observed, lsq, lsq_plus",
+            "stages.quantize.max_accuracy_drop: dorefa changes the weights themselves, so no layer can return to "
+            "float; methods that leave them: observed, lsq, lsq_plus",
         ),
     ],
 )
