@@ -53,7 +53,7 @@ class PartialPlans:
         return self._places(set(in_float) - calls, calls)
 
     def result(self, whole: QuantizationResult, in_float: Collection[str]) -> QuantizationResult:
-        """`whole`, the result for all parts, less what these leave in float."""
+        """`whole`, the result for all parts, less what these leave in float; the others keep their integers."""
         places = self.places(in_float)
         return QuantizationResult(
             {place: tensor for place, tensor in whole.tensors.items() if place in places},

@@ -11,7 +11,7 @@ from nnicompress.config.resolve import resolve
 from nnicompress.config.schema import RecipeSettings, validate
 from nnicompress.errors import InputErrors
 from nnicompress.evaluators.settings import LightningSettings
-from nnicompress.pipeline.settings import ExportSettings, FinetuneSettings
+from nnicompress.pipeline.settings import ExportSettings, FinetuneSettings, QuantizeSettings
 
 BASE = "recipe=taylorfo_resnet"
 
@@ -247,3 +247,38 @@ def test_without_a_choice_a_trainer_keeps_its_own_optimizer(tmp_path: Path) -> N
 def test_a_wrong_engine_is_told_in_one_line(overrides: list[str], line: str) -> None:
     found = lines_of(BASE, *overrides)
     assert any(one.startswith(line) for one in found), found
+
+
+QUANTIZED = """\
+defaults:
+  - override /model: mlp
+  - override /compressor: {quantizer}
+stages:
+  train: {{max_steps: 10}}
+  quantize: {{max_steps: 5, max_accuracy_drop: {drop}}}
+  evaluate: {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "drop", "line"),
+    [
+        ("qat", "-0.1", "stages.quantize.max_accuracy_drop: "),
+        ("qat", ".nan", "stages.quantize.max_accuracy_drop: "),
+        ("qat", "one", "stages.quantize.max_accuracy_drop: "),
+        (
+            "dorefa",
+            "0.01",
+            "stages.quantize.max_accuracy_drop: dorefa changes the weights themselves, so no layer can return to "
+            "float; methods that leave them: observed, lsq, lsq_plus",
+        ),
+    ],
+)
+def test_a_bound_on_quantization_that_makes_no_sense(tmp_path: Path, quantizer: str, drop: str, line: str) -> None:
+    (told,) = lines_of(recipe(tmp_path, QUANTIZED.format(quantizer=quantizer, drop=drop)))
+    assert line in told
+
+
+def test_a_bound_on_quantization_is_a_setting_of_the_stage(tmp_path: Path) -> None:
+    stage = settings_of(recipe(tmp_path, QUANTIZED.format(quantizer="qat", drop=0.01))).stages[1]
+    assert isinstance(stage.settings, QuantizeSettings) and stage.settings.max_accuracy_drop == 0.01
