@@ -352,7 +352,7 @@ class _Check:
             evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
             if evaluator is not None:
                 key = stage.compressor_key or "compressor"
-                plan = self.attempt(key, Quantizer(stage.compressor, evaluator).check, model)
+                plan = self.attempt(key, _plan, key, Quantizer(stage.compressor, evaluator), model)
                 if plan is not None:
                     found.append(_quantized(key, stage.compressor, plan))
         return tuple(found)
@@ -375,6 +375,14 @@ def _treatment(settings: PrunerSettings, target: str) -> str:
     granularity = settings.granularity_of(pruned)
     shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
     return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
+
+
+def _plan(key: str, quantizer: Quantizer, model: nn.Module) -> Plan:
+    try:
+        return quantizer.check(model)
+    except ConfigError as error:  # a quantizer knows its own keys, not where they are written
+        own = error.key is not None and error.key.startswith("targets.")
+        raise ConfigError(error.message, key=f"{key}.{error.key}" if own else error.key) from error
 
 
 def _quantized(key: str, settings: QuantizerSettings, plan: Plan) -> TargetMatch:

@@ -227,7 +227,8 @@ class _Placement:
             try:
                 scheme.shape(shape)
             except ValueError as error:
-                raise ConfigError(str(error), key=f"targets of {name}") from error
+                key = f"targets.{self.targets[name][0]}.granularity"
+                raise ConfigError(f"{name}.{parameter}: {error}", key=key) from error
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
 
     def _bias(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
