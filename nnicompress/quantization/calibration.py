@@ -117,11 +117,14 @@ def lsq_activations(
     return found
 
 
-def weight_parameters(weight: Tensor, scheme: Scheme, method: str, observer: str) -> Parameters:
-    """Scale and zero point of a weight: by its range, or as LSQ and LSQ+ begin."""
+def weight_range(weight: Tensor, scheme: Scheme, observer: str) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of each group of a weight, or the range of least squared error."""
+    return (least_squares if observer == "mse" else extremes)(weight.detach(), scheme)
+
+
+def weight_parameters(weight: Tensor, scheme: Scheme, method: str) -> Parameters:
+    """The scale that LSQ and LSQ+ begin a weight with, and its zero point."""
     weight = weight.detach()
-    if method == "observed":
-        return scheme.parameters(*(least_squares if observer == "mse" else extremes)(weight, scheme))
     groups, shape = grouped(weight.double(), scheme)
     if method == "lsq":
         scale = lsq_scale(groups.abs().mean(dim=1), scheme.quant_max - scheme.middle)

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Literal
 
@@ -204,22 +204,31 @@ class _Layout:
     shape: tuple[int, ...]
     repeats: int = 1
     """For `rows`: how often all scales follow each other, the product of the dimensions outside `axis`."""
+    in_order: bool = field(init=False)
+    """Whether the dimensions lie as they are counted."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_order", self.order == tuple(range(len(self.order))))
 
     def of(self, x: Tensor) -> Tensor:
         """`x` in this shape, without a copy unless it lies otherwise than the tensor that the layout was made for."""
-        return x.permute(self.order).reshape(self.shape).contiguous()
+        return (x if self.in_order else x.permute(self.order)).reshape(self.shape).contiguous()
 
     def back(self, y: Tensor, like: Tensor) -> Tensor:
         """The inverse, in the shape and strides of `like`."""
+        if self.in_order:
+            return y.view(like.shape)
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return y.view([like.shape[dim] for dim in self.order]).permute(inverse)
 
     def parameters(self, values: Tensor) -> Tensor:
         """Float32 scales, or zero points, in a shape that broadcasts; always a copy, as an observer may change them."""
-        values = values.detach().to(torch.float32, copy=True)
+        values = _bare(values).to(torch.float32, copy=True)
         if self.kind == "flat":
-            return _bare(values.reshape(()))
-        return _bare(values.repeat(self.repeats)[:, None] if self.kind == "rows" else values[None])
+            return values if values.dim() == 0 else _bare(values.reshape(()))
+        if self.kind == "columns":
+            return _bare(values[None])
+        return _bare((values if self.repeats == 1 else values.repeat(self.repeats))[:, None])
 
 
 @functools.lru_cache(maxsize=4096)  # a run has few shapes and asks at every call

@@ -1,8 +1,8 @@
 """Observers: what is remembered of the values that pass, over batches and over processes, and the range it makes.
 
-`collect` is called in forwards and keeps to itself; `pending` and `commit` stand around the exchange between processes,
-once an optimizer step. What a later step depends on lies in buffers of fixed shape; what was collected since the last
-step does not: an engine may overwrite buffers with those of the main process in between.
+`collect` is called in forwards and keeps to itself; `commit` exchanges between processes, once an optimizer step. What
+a later step depends on lies in buffers of fixed shape; what was collected since the last step does not: an engine may
+overwrite buffers with those of the main process in between.
 """
 
 from __future__ import annotations
@@ -43,26 +43,15 @@ class RangeObserver(nn.Module):
             low, high = torch.minimum(low, self._batch[0]), torch.maximum(high, self._batch[1])
         self._batch = low, high
 
-    def pending(self) -> Tensor:
-        """What was collected since the last commit, as one vector whose largest elements over the processes count."""
+    def pending(self) -> tuple[Tensor, Tensor]:
+        """What was collected since the last commit, in lists of numbers; inf and -inf where that is nothing."""
         if self._batch is None:
-            return torch.full((2 * self.low.numel(),), -torch.inf, device=self.low.device)
-        return torch.cat([-self._batch[0].reshape(-1), self._batch[1].reshape(-1)])
+            return torch.full_like(self.low, torch.inf).reshape(-1), torch.full_like(self.low, -torch.inf).reshape(-1)
+        return self._batch[0].reshape(-1), self._batch[1].reshape(-1)
 
-    @torch.no_grad()
-    def commit(self, collected: Tensor) -> None:
-        """Take up what all processes collected; where that is nothing, all stays as it is."""
+    def forget(self) -> None:
+        """Begin to collect anew."""
         self._batch = None
-        half = self.low.numel()
-        low, high = -collected[:half].view_as(self.low), collected[half:].view_as(self.high)
-        seen, known = low <= high, self.low <= self.high
-        if self.momentum is None:
-            low, high = torch.minimum(low, self.low), torch.maximum(high, self.high)
-        else:
-            low = torch.where(known, self.low + self.momentum * (low - self.low), low)
-            high = torch.where(known, self.high + self.momentum * (high - self.high), high)
-        self.low.copy_(torch.where(seen, low, self.low))
-        self.high.copy_(torch.where(seen, high, self.high))
 
     @property
     def seen(self) -> bool:
@@ -73,14 +62,42 @@ class RangeObserver(nn.Module):
         return {**self.__dict__, "_batch": None}
 
 
+@torch.no_grad()
 def commit(observers: Sequence[RangeObserver]) -> None:
-    """Take up what `observers` collected, in one exchange between the processes."""
-    if not observers:
+    """Take up what all processes collected, in one exchange; an observer that saw nothing stays as it is.
+
+    All that share a momentum are computed as one vector: a step has many of them, each of few numbers.
+    """
+    groups: dict[float | None, list[RangeObserver]] = {}
+    for observer in observers:
+        groups.setdefault(observer.momentum, []).append(observer)
+    if not groups:
         return
-    collected = exchange.largest(torch.cat([observer.pending() for observer in observers]))
-    sizes = [2 * observer.low.numel() for observer in observers]
-    for observer, part in zip(observers, torch.split(collected, sizes), strict=True):
-        observer.commit(part)
+    lows, highs = zip(*(o.pending() for group in groups.values() for o in group), strict=True)
+    collected = exchange.largest(torch.cat([-torch.cat(lows), torch.cat(highs)]))
+    low, high = -collected[: len(collected) // 2], collected[len(collected) // 2 :]
+    for momentum, group in groups.items():
+        count = sum(observer.low.numel() for observer in group)
+        _take_up(group, momentum, low[:count], high[:count])
+        low, high = low[count:], high[count:]
+
+
+def _take_up(observers: Sequence[RangeObserver], momentum: float | None, low: Tensor, high: Tensor) -> None:
+    before_low, before_high = (
+        torch.cat([getattr(observer, end).reshape(-1) for observer in observers]) for end in ("low", "high")
+    )
+    seen, known = low <= high, before_low <= before_high
+    if momentum is None:
+        low, high = torch.minimum(low, before_low), torch.maximum(high, before_high)
+    else:
+        low = torch.where(known, before_low + momentum * (low - before_low), low)
+        high = torch.where(known, before_high + momentum * (high - before_high), high)
+    low, high = torch.where(seen, low, before_low), torch.where(seen, high, before_high)
+    sizes = [observer.low.numel() for observer in observers]
+    for observer, own_low, own_high in zip(observers, torch.split(low, sizes), torch.split(high, sizes), strict=True):
+        observer.low.copy_(own_low.view_as(observer.low))
+        observer.high.copy_(own_high.view_as(observer.high))
+        observer.forget()
 
 
 class Histogram:

@@ -9,7 +9,8 @@ take everything out again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +33,12 @@ from nnicompress.quantization.observers import commit
 from nnicompress.quantization.placement import BATCH_NORMS, Plan, WeightPlace, make_plan
 from nnicompress.quantization.record import record
 from nnicompress.quantization.result import QuantizationResult, QuantizedTensor
+from nnicompress.quantization.scheme import Scheme
 from nnicompress.quantization.settings import QuantizerSettings
 
 Targets = Sequence[Mapping[str, Any]]
+Range = tuple[Tensor, Tensor]
+"""Least and greatest values, in the shape of the scales."""
 _UNEQUAL_RANGES = (
     "their ranges were made of different weights; the training must average its gradients over the processes"
 )
@@ -300,9 +304,11 @@ class Quantizer:
 
     @torch.no_grad()
     def _follow_values(self) -> None:
-        for quantizer in self._quantizers.values():
-            if quantizer.observer is not None and quantizer.observing:
-                quantizer.set_parameters(*quantizer.scheme.parameters(quantizer.observer.low, quantizer.observer.high))
+        _set_to_ranges(
+            (quantizer, (quantizer.observer.low, quantizer.observer.high))
+            for quantizer in self._quantizers.values()
+            if quantizer.observer is not None and quantizer.observing
+        )
 
     @torch.no_grad()
     def _follow_weights(self, model: nn.Module, plan: Plan, *, first: bool = False) -> None:
@@ -313,6 +319,7 @@ class Quantizer:
                 _parameter(model, weight).clamp_(-1, 1)
         if method != "observed" and not (first and method in ("lsq", "lsq_plus")):
             return
+        ranges: list[tuple[FakeQuantizer, Range]] = []
         for weight in plan.weights:
             quantizer = self._quantizers[weight.place]
             value = _parameter(model, weight).detach()
@@ -320,7 +327,11 @@ class Quantizer:
                 value = value * fold_factor(quantizer.batch_norm[0], value)
             observer = (weight.settings.observer or self.settings.weight_observer).name
             observer = observer if observer == "mse" else "min_max"
-            quantizer.set_parameters(*calibration.weight_parameters(value, quantizer.scheme, method, observer))
+            if method == "observed":
+                ranges.append((quantizer, calibration.weight_range(value, quantizer.scheme, observer)))
+            else:
+                quantizer.set_parameters(*calibration.weight_parameters(value, quantizer.scheme, method))
+        _set_to_ranges(ranges)
 
     @contextmanager
     def _frozen_batch_norms(self, model: nn.Module) -> Iterator[None]:
@@ -372,6 +383,17 @@ class Quantizer:
             if isinstance(quantizer, (DoReFaWeights, BinaryWeights)):
                 parameter = _parameter(model, weight)
                 parameter.copy_(quantizer.simulate(parameter.detach()))
+
+
+def _set_to_ranges(ranges: Iterable[tuple[FakeQuantizer, Range]]) -> None:
+    """Scale and zero point of each quantizer by its range, all of one scheme at once."""
+    groups: dict[tuple[Scheme, torch.device], list[tuple[FakeQuantizer, Range]]] = defaultdict(list)
+    for quantizer, found in ranges:
+        groups[quantizer.scheme, found[0].device].append((quantizer, found))
+    for (scheme, _), members in groups.items():
+        parameters = scheme.parameters_of_all([found for _, found in members])
+        for (quantizer, _), (scale, zero_point) in zip(members, parameters, strict=True):
+            quantizer.set_parameters(scale, zero_point)
 
 
 def _parameter(model: nn.Module, weight: WeightPlace) -> nn.Parameter:

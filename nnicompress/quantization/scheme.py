@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -98,15 +99,27 @@ class Scheme:
         Where all values are zero any scale serves, and they get the largest of the others (a bias in units of this
         scale keeps its precision), or 1.
         """
-        low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+        ((scale, zero_point),) = self.parameters_of_all([(low, high)])
+        return scale, zero_point
+
+    def parameters_of_all(self, ranges: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """`parameters` of each range of many tensors, computed as one vector."""
+        shapes = [low.shape for low, _ in ranges]
+        sizes = [low.numel() for low, _ in ranges]
+        low = torch.cat([low.reshape(-1) for low, _ in ranges]).float().clamp(max=0)
+        high = torch.cat([high.reshape(-1) for _, high in ranges]).float().clamp(min=0)
         if self.symmetric:
             scale = torch.maximum(-low, high) / (self.quant_max - self.middle)
         else:
             scale = (high - low) / (self.quant_max - self.quant_min)
-        widest = scale.max()
+        widest = scale
+        if max(sizes) > 1:
+            widest = torch.cat([part.max().expand(len(part)) for part in torch.split(scale, sizes)])
         scale = torch.where(scale > 0, scale, torch.where(widest > 0, widest, 1.0))
         scale = scale.clamp(min=torch.finfo(torch.float32).eps)
         if self.symmetric:
-            return scale, torch.full_like(scale, self.middle, dtype=torch.int32)
-        zero_point = (self.quant_min - torch.round(low / scale)).clamp(self.quant_min, self.quant_max)
-        return scale, zero_point.to(torch.int32)
+            zero_point = torch.full_like(scale, self.middle, dtype=torch.int32)
+        else:
+            zero_point = (self.quant_min - torch.round(low / scale)).clamp(self.quant_min, self.quant_max)
+        parts = zip(shapes, torch.split(scale, sizes), torch.split(zero_point.to(torch.int32), sizes), strict=True)
+        return [(own_scale.view(shape), own_zero.view(shape)) for shape, own_scale, own_zero in parts]
