@@ -225,6 +225,7 @@ def main() -> None:
     """Both networks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--only", default="", help="a part of a network's title: ResNet, MiniLM")
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -240,9 +241,8 @@ def main() -> None:
         return hidden.square().mean()
 
     steps = options.steps
-    compare(
-        "ResNet-18, CIFAR's stem, batch 32",
-        {
+    networks: dict[str, dict[str, Contender]] = {
+        "ResNet-18, CIFAR's stem, batch 32": {
             "float": lambda: partial(train, cifar_resnet18(), images, classified),
             "nnicompress, weights and inputs": lambda: partial(
                 train_quantized, cifar_resnet18(), images, classified, steps
@@ -255,11 +255,7 @@ def main() -> None:
                 train, pt2e(cifar_resnet18(), images), images, classified
             ),
         },
-        steps,
-    )
-    compare(
-        "MiniLM's size, 8 x 128 tokens",
-        {
+        "MiniLM's size, 8 x 128 tokens": {
             "float": lambda: partial(train, Encoder().train(), tokens, squared),
             "nnicompress, weights and inputs": lambda: partial(
                 train_quantized, Encoder().train(), tokens, squared, steps
@@ -267,8 +263,10 @@ def main() -> None:
             "brevitas, weights and inputs": lambda: partial(train, brevitas(Encoder()), tokens, squared),
             "torchao PT2E": lambda: partial(train, pt2e(Encoder(), tokens), tokens, squared),
         },
-        steps,
-    )
+    }
+    for title, contenders in networks.items():
+        if options.only in title:
+            compare(title, contenders, steps)
 
 
 if __name__ == "__main__":

@@ -292,21 +292,71 @@ _KERNELS = _Kernels()
 
 
 def _compile(kind: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    # In this process: Inductor's pool of compiling processes would not survive a fork.
-    options: dict[str, Any] = {"compile_threads": 1}
-    forward, backward = (
-        torch.compile(_copy_of(function, f"{function.__name__}_{kind}"), dynamic=True, fullgraph=True, options=options)
-        for function in (_forward, _backward)
-    )
     # No size of 0 or 1, and no tensor twice: Dynamo would take either for a property of all calls.
     shape = {"flat": (67,), "rows": (5, 67), "columns": (5, 67)}[kind]
     x, gradient = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
     scale, inverse, zero_point = (torch.ones({"flat": (), "rows": (5, 1), "columns": (1, 67)}[kind]) for _ in range(3))
+    bounds = _bounds(0, 255)
     with torch.no_grad(), _no_autocast(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor's own imports meet deprecated parts of torch
-        forward(x, scale, inverse, zero_point, *_bounds(0, 255))
-        backward(gradient, x, inverse, zero_point, *_bounds(0, 255))
-    return forward, backward
+        return (
+            _compiled(_copy_of(_forward, f"_forward_{kind}"), (x, scale, inverse, zero_point, *bounds)),
+            _compiled(_copy_of(_backward, f"_backward_{kind}"), (gradient, x, inverse, zero_point, *bounds)),
+        )
+
+
+def _compiled(function: Callable[..., Tensor], example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """What Inductor makes of `function`, without what Dynamo does at each call, which may take as long as the work.
+
+    Dynamo's guards ask for nothing that a layout doesn't see to: element type, contiguity, sizes above 1. The order of
+    the arguments of the code, tensors and sizes, is read off one call.
+    """
+    from torch._functorch import config as functorch
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    made: list[Any] = []
+
+    def inner(graph: Any, inputs: Any, **settings: Any) -> Any:
+        made.append(compile_fx_inner(graph, inputs, **settings))
+        return made[-1]
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        # In this process: Inductor's pool of compiling processes would not survive a fork.
+        return compile_fx(graph, inputs, inner_compile=inner, config_patches={"compile_threads": 1})
+
+    whole = torch.compile(function, backend=backend, dynamic=True, fullgraph=True)
+    with functorch.patch(enable_autograd_cache=False):  # it knows the whole of an earlier process; Inductor's own stays
+        whole(*example)
+    (graph,) = made
+    code, seen = graph.current_callable, list[Any]()
+
+    def spy(given: list[Any]) -> Any:
+        seen[:] = given
+        return code(given)
+
+    graph.current_callable = spy
+    try:
+        whole(*example)
+    finally:
+        graph.current_callable = code
+    places = [_place(argument, example) for argument in seen]
+
+    def call(*tensors: Tensor) -> Tensor:
+        result: Tensor = code([tensors[i] if dim is None else tensors[i].shape[dim] for i, dim in places])[0]
+        return result
+
+    return call
+
+
+def _place(argument: Any, example: tuple[Tensor, ...]) -> tuple[int, int | None]:
+    """Which tensor of `example` an argument is, or which size of which tensor."""
+    for index, tensor in enumerate(example):
+        if isinstance(argument, Tensor):
+            if argument.data_ptr() == tensor.data_ptr():
+                return index, None
+        elif argument in tensor.shape:
+            return index, tensor.shape.index(argument)
+    raise JobError(f"Inductor's code takes an argument that is none of the kernel's: {argument!r}")
 
 
 def _copy_of(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
