@@ -36,7 +36,7 @@ def groups_of(name: str, inside_heads: bool, hidden: bool) -> tuple[nn.Module, C
     model, example, other = FAMILIES[name]()
     perturb_norms(model)
     for parameter in model.parameters():
-        if parameter.dim() > 1 and float(parameter.std()) == 0:  # a table that starts as zeros
+        if parameter.dim() > 1 and float(parameter.detach().std()) == 0:  # a table that starts as zeros
             nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     captured = capture(model, *example, outputs=OUTPUTS.get(name, ()))
     return model, find_channel_groups(captured, inside_heads=inside_heads, hidden=hidden), [example, other]

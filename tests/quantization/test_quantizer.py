@@ -418,7 +418,6 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"target_names": ["weight"], "granularity": {"axis": 1, "block_size": 4}}, "no integer kernels for blocks"),
         ({"target_names": []}, "target_names is empty"),
         ({"target_names": ["_inptu_"]}, "no tensor '_inptu_'; did you mean '_input_'?"),
-        ({"target_names": ["_input_query"]}, "no tensor '_input_query'"),
         ({"target_names": ["weight"], "target_settings": {"weigth": {}}}, "did you mean 'weight'"),
         ({"op_typs": ["Linear"]}, "targets.0.op_typs: unknown key; did you mean 'op_types'"),
         ({"op_names_re": ["("]}, "is not a regular expression"),
