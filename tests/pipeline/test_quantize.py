@@ -229,7 +229,7 @@ def test_a_smoke_run_takes_two_batches_of_each(tmp_path: Path, monkeypatch: pyte
     assert report.smoke and [phase.name for phase in report.phases] == ["baseline", "quantized", "frozen"]
 
 
-CORRUPT = "layer2.1.conv1.weight"
+CORRUPT = "frozen.layer2.1.conv1.weight_folded"
 
 
 class Corrupted:
@@ -262,7 +262,7 @@ def test_a_file_that_computes_something_else_fails_the_run_and_the_layer_is_name
     with pytest.raises(JobError) as caught:
         run_job(make_job(again, stages))
     (line,) = str(caught.value).splitlines()
-    assert "model.onnx: MulticlassAccuracy is 0." in line
+    assert "model.onnx: accuracy is 0." in line
     assert "more than stages.evaluate.max_deployed_gap (0.01); the first layer that differs is layer2.1" in line
     assert not (again / "report.json").exists()
 

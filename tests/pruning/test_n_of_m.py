@@ -86,7 +86,7 @@ def test_a_tensor_that_does_not_divide_is_named(granularity, names, line):
         (
             {},
             {"granularity": 124},
-            "124 is no granularity; known: element, output_channel, input_channel, heads, head_dim, ffn, hidden, a block",
+            "124 is no granularity; known: element, output_channel, input_channel, heads, head_dim, ffn, hidden",
         ),
         ({"sparse_ratio": 0.3}, {"granularity": "2:4"}, "targets.0 is 2:4, a sparse_ratio of 0.5: leave"),
         ({}, {"granularity": "2:4", "allocation": "global"}, "schedule is one_shot, allocation uniform"),
