@@ -25,8 +25,6 @@ from nnicompress.report.record import ArtifactRecord, FloatOperatorsRecord, Late
 
 MEMORY = {"onnx": onnx_memory}
 """Format -> what measures the memory of a process that serves it."""
-ROUNDING_STEPS = 1
-"""How far an integer may be off by rounding alone."""
 
 
 def measure_artifact(context: Context, plan: StagePlan, evaluator: Evaluator, name: str) -> ArtifactRecord:
@@ -105,10 +103,10 @@ def compare_metric(
 def _first_divergence(context: Context, exported: Exported, inputs: ModelInput) -> str:
     if not isinstance(context.model, FrozenModel) or exported.path.suffix != ".onnx":
         return ""
-    found = first_divergence(context.model, exported.path, inputs, ROUNDING_STEPS)
+    found = first_divergence(context.model, exported.path, inputs)
     if found is None:
         return "; on the first samples no layer's integers differ by more than rounding explains"
     return (
-        f"; the first layer that differs is {found.module}: {found.share:.1%} of its integers, by up to "
-        f"{found.largest} steps"
+        f"; the first layer that differs is {found.module}: {found.share:.1%} of its integers, by {found.mean:.2g} "
+        f"steps on average and up to {found.largest}"
     )
