@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.evaluators.training_step import device_of
-from nnicompress.quantization.calls import QUANTIZERS, tensors_of
+from nnicompress.quantization.calls import tensors_of
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.frames import Frames
 from nnicompress.quantization.modules import add_transformers, swap, swap_back
+from nnicompress.quantization.parameters import QUANTIZERS
 from nnicompress.quantization.result import QuantizationResult
 
 

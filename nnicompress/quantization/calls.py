@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nnicompress.quantization.modules import SWAPS
+from nnicompress.quantization.parameters import QUANTIZERS
+
 ALIASES = {
     "__add__": "add", "__radd__": "add", "__iadd__": "add", "add_": "add",
     "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul", "mul_": "mul",
@@ -89,16 +92,10 @@ def counts(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether calls inside `module` belong to the frame around it."""
-    from nnicompress.quantization.modules import SWAPS
-
     if type(module) in SWAPS or type(module) in SWAPS.values():
         return True
     plain = type(module).__module__.startswith("torch.nn.modules")
     return plain and not any(name != QUANTIZERS for name, _ in module.named_children())
-
-
-QUANTIZERS = "quantizers"
-"""The name of the one child that a quantized module has."""
 
 
 def _by_name(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:

@@ -28,8 +28,9 @@ from nnicompress.quantization.build import build_quantizers, learned
 from nnicompress.quantization.compilation import Compilation, elements_per_step
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaWeights, GradientQuantizer
-from nnicompress.quantization.modules import CONVOLUTIONS, fold_factor
+from nnicompress.quantization.modules import CONVOLUTIONS
 from nnicompress.quantization.observers import commit
+from nnicompress.quantization.parameters import fold_factor
 from nnicompress.quantization.placement import BATCH_NORMS, Plan, WeightPlace, make_plan
 from nnicompress.quantization.record import record
 from nnicompress.quantization.result import QuantizationResult, QuantizedTensor

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from nnicompress.quantization.modules import quantized
+from nnicompress.quantization.parameters import quantized
 
 
 class QConv1D(Conv1D):
