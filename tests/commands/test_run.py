@@ -88,7 +88,7 @@ def test_options_may_stand_after_overrides(here: Path, recorder: Recorder) -> No
 
 
 def test_recipes_can_be_swept_by_a_glob(here: Path, recorder: Recorder) -> None:
-    assert main(["run", "-m", "recipe=glob(*_resnet)"]) == 0
+    assert main(["run", "-m", "recipe=glob(*a*o*_resnet)"]) == 0
     assert [config.name for config in recorder.configs] == ["random_resnet", "taylorfo_resnet"]
 
 
