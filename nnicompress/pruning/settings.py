@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
+from nnicompress.errors import did_you_mean
 from nnicompress.settings import Settings
+from nnicompress.target_settings import with_targets
 
 IMPORTANCE_NAMES = (
     "taylor", "taylor_bn", "l1", "l2", "level", "lamp", "fpgm", "slim", "apoz", "mean_activation", "wanda", "movement",
@@ -447,24 +448,7 @@ class PrunerSettings(Settings):
         Raises:
             InputErrors: every wrong key or value, each with its dotted key.
         """
-        named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
-        try:
-            return cls.model_validate({"targets": named, **settings})
-        except ValidationError as error:
-            raise InputErrors(_config_errors(error)) from error
-
-
-def _config_errors(error: ValidationError) -> list[UserError]:
-    known = {key for group in _GROUPS for key in group.model_fields}
-    errors: list[UserError] = []
-    for detail in error.errors():
-        *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
-        key = ".".join([*parents, last]) or None
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = f"unknown key{did_you_mean(last, known)}"
-        errors.append(ConfigError(message, key=key))
-    return errors
+        return with_targets(cls, targets, settings, _GROUPS)
 
 
 _GROUPS: tuple[type[Settings], ...] = (

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
+from nnicompress.errors import did_you_mean
 from nnicompress.pruning.settings import Names, Patterns
 from nnicompress.settings import Settings
+from nnicompress.target_settings import with_targets
 
 DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
 METHODS = ("observed", "lsq", "lsq_plus", "dorefa", "bnn")
@@ -284,11 +285,7 @@ class QuantizerSettings(Settings):
         Raises:
             InputErrors: every wrong key or value, each with its dotted key.
         """
-        named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
-        try:
-            return cls.model_validate({"targets": named, **settings})
-        except ValidationError as error:
-            raise InputErrors(_config_errors(error)) from error
+        return with_targets(cls, targets, settings, _GROUPS)
 
 
 def _covers(general: str, name: str) -> bool:
@@ -296,14 +293,9 @@ def _covers(general: str, name: str) -> bool:
     return general in ("_input_", "_output_") and name.startswith(general)
 
 
-def _config_errors(error: ValidationError) -> list[UserError]:
-    groups = (QuantizerSettings, QuantizationTargetSettings, ObserverSettings, QuantizationScheduleSettings)
-    known = {key for group in groups for key in group.model_fields}
-    errors: list[UserError] = []
-    for detail in error.errors():
-        *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = f"unknown key{did_you_mean(last, known)}"
-        errors.append(ConfigError(message, key=".".join([*parents, last]) or None))
-    return errors
+_GROUPS: tuple[type[Settings], ...] = (
+    QuantizerSettings,
+    QuantizationTargetSettings,
+    ObserverSettings,
+    QuantizationScheduleSettings,
+)

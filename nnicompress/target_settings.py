@@ -1,0 +1,39 @@
+"""Settings of a compressor with a list of targets, as Python users write them; wrong keys get the nearest right one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
+from nnicompress.settings import Settings
+
+S = TypeVar("S", bound=Settings)
+Targets = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
+
+
+def with_targets(model: type[S], targets: Targets, settings: Mapping[str, Any], groups: Iterable[type[Settings]]) -> S:
+    """`model` with these targets, named `0`, `1` ... where they are a list; `groups` have the keys that it knows.
+
+    Raises:
+        InputErrors: every wrong key or value, each with its dotted key.
+    """
+    named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
+    try:
+        return model.model_validate({"targets": named, **settings})
+    except ValidationError as error:
+        known = {key for group in groups for key in group.model_fields}
+        raise InputErrors(_config_errors(error, known)) from error
+
+
+def _config_errors(error: ValidationError, known: set[str]) -> list[UserError]:
+    errors: list[UserError] = []
+    for detail in error.errors():
+        *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"unknown key{did_you_mean(last, known)}"
+        errors.append(ConfigError(message, key=".".join([*parents, last]) or None))
+    return errors
