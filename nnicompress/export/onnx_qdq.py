@@ -33,7 +33,7 @@ def translate(frozen: FrozenModel, inputs: ModelInput) -> Any:
     Raises:
         JobError: the exporter can't translate the model, or its forward fixes its batch size.
     """
-    program = capture_program(_ForOnnx(lower(frozen)), inputs)
+    program = capture_program(_ForOnnx(lower(frozen, inputs)), inputs)
     try:
         with torch.no_grad(), quiet():
             translated = torch.onnx.export(

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype
+from nnicompress.evaluators.contract import ModelInput
+from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype, references, run
 from nnicompress.quantization.lowered_attention import simplify_mask
+from nnicompress.quantization.lowered_convolution import unroll_columns
 from nnicompress.quantization.program import Program, Step
 
 CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding", "aten.conv3d.default")
@@ -25,14 +27,16 @@ _MOVES = frozenset(
 _INT32 = 2**31 - 1
 
 
-def lower(frozen: FrozenModel) -> FrozenModel:
-    """The same model as onnxruntime computes it in integers.
+def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
+    """The same model as onnxruntime computes it in integers; images keep the width that they have in `inputs`.
 
     Batch norms behind a convolution go into the scales of its integer weights and into its bias; a bias becomes int32,
     in units of the input's scale times the weight's; a number that multiplies a dequantized value goes into its scale;
     values are dequantized where they are computed with, not before they are moved; an attention's mask is worked on
-    before it meets the scores; zero points get the type of their integers; a quantized embedding looks integers up.
+    before it meets the scores; zero points get the type of their integers; a quantized embedding looks integers up;
+    the columns of a convolution of images become channels.
     """
+    widths = _widths(frozen, inputs)
     program = Program.of(frozen)
     for step in list(program.steps.values()):
         if step.operator == "aten.batch_norm.default":
@@ -48,8 +52,24 @@ def lower(frozen: FrozenModel) -> FrozenModel:
             _quantize_bias(program, step)
         elif step.operator == "aten.embedding.default":
             _look_up_integers(program, step)
+    for step in list(program.steps.values()):
+        if step.operator == "aten.conv2d.default" and step.args[0]["value"] in widths:
+            unroll_columns(program, step, widths[step.args[0]["value"]])
     _type_zero_points(program)
     return program.frozen()
+
+
+def _widths(frozen: FrozenModel, inputs: ModelInput) -> dict[str, int]:
+    """The width of every dequantized image of a forward: the last of four dimensions."""
+    widths: dict[str, int] = {}
+
+    def observe(name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.dim() == 4:
+            widths[name] = value.shape[3]
+
+    with torch.no_grad():
+        run(frozen, *inputs, observe=observe)
+    return widths
 
 
 def _fold_batch_norm(program: Program, step: Step) -> None:
@@ -201,5 +221,5 @@ def _integer_type(program: Program, value: Any, types: Mapping[str, torch.dtype]
     stored = program.tensor(value)
     if stored is not None:
         return stored.dtype
-    name = value["value"]
+    name = references(value, "value")[0]
     return types[name] if name in types else _integer_type(program, program.steps[name].args[0], types)

@@ -126,7 +126,7 @@ def test_folding_batch_norms_changes_nothing_but_rounding() -> None:
     with torch.no_grad():
         norms[0].weight[:2] = torch.tensor([0.0, -0.7])
     frozen = freeze(simulate(model, inputs), inputs)
-    lowered = lower(frozen)
+    lowered = lower(frozen, inputs)
     operators = [step[1] for step in lowered.frozen_program["steps"]]
     before = [step[1] for step in frozen.frozen_program["steps"]]
     assert (before.count("aten.batch_norm.default"), operators.count("aten.batch_norm.default")) == (2, 0)
