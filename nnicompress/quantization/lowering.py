@@ -24,6 +24,7 @@ _MOVES = frozenset(
     )
 )
 """Operators that do to integers what they do to the numbers that these stand for."""
+_DIVISIONS = {"aten.chunk.default": "chunk", "aten.split.Tensor": "split", "aten.split_with_sizes.default": "split"}
 _INT32 = 2**31 - 1
 
 
@@ -33,8 +34,8 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
     Batch norms behind a convolution go into the scales of its integer weights and into its bias; a bias becomes int32,
     in units of the input's scale times the weight's; a number that multiplies a dequantized value goes into its scale;
     values are dequantized where they are computed with, not before they are moved; an attention's mask is worked on
-    before it meets the scores; zero points get the type of their integers; a quantized embedding looks integers up;
-    the columns of a convolution of images become channels.
+    before it meets the scores; parts of a weight are weights of their own; zero points get the type of their integers;
+    a quantized embedding looks integers up; the columns of a convolution of images become channels.
     """
     widths = _widths(frozen, inputs)
     program = Program.of(frozen)
@@ -47,6 +48,8 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
             _scale_by_number(program, step)
         elif step.operator == "aten.softmax.int":
             simplify_mask(program, step)
+        elif step.operator == "operator.getitem":
+            _divide_weight(program, step)
     for step in list(program.steps.values()):
         if step.operator in (*CONVOLUTIONS, "aten.linear.default", "aten.addmm.default"):
             _quantize_bias(program, step)
@@ -156,6 +159,27 @@ def _scale_by_number(program: Program, step: Step) -> None:
     scaled = program.add(f"{dequantization.args[1]['buffer']}_times", (scale.double() * number).float())
     step.operator, step.kwargs = DEQUANTIZE, {}
     step.args = [dequantization.args[0], scaled, *dequantization.args[2:]]
+
+
+def _divide_weight(program: Program, step: Step) -> None:
+    """A part of a dequantized weight as a weight of its own: attention keeps its three projections in one."""
+    division = program.made_by(step.args[0], *_DIVISIONS)
+    stored = None if division is None else program.integers(division.args[0])
+    if division is None or stored is None:
+        return
+    dim = division.args[2] if len(division.args) > 2 else 0
+    whole, scale, zero_point, axis = stored[0].args
+    if dim != 0 or axis not in (None, 0):
+        return
+    divide = getattr(torch, _DIVISIONS[division.operator])
+
+    size, index = division.args[1], step.args[1]
+
+    def part(buffer: Mapping[str, str]) -> Mapping[str, str]:
+        tensor = program.tensors[buffer["buffer"]]
+        return program.add(f"{buffer['buffer']}_{index}", divide(tensor, size)[index]) if tensor.dim() else buffer
+
+    step.operator, step.args, step.kwargs = DEQUANTIZE, [part(whole), part(scale), part(zero_point), axis], {}
 
 
 def _quantize_bias(program: Program, step: Step) -> None:

@@ -20,7 +20,7 @@ from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.quantization.lowering import lower
 from nnicompress.quantization.scheme import Scheme
-from tests.quantization.by_hand import calibrate, image, network, other_inputs, simulate
+from tests.quantization.by_hand import calibrate, image, network, other_inputs, quantized, simulate
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -65,6 +65,34 @@ def test_layers_run_in_integers_at_any_batch_and_length(name: str, kernels: dict
         assert_near(frozen, loaded, other_inputs(inputs, batch, longer))
     coverage = integer_coverage(tmp_path / "m.onnx")
     assert {kernel: coverage.integer.get(kernel, 0) for kernel in kernels} == kernels, coverage.summary
+
+
+class Attending(nn.Module):
+    """torch's own attention, whose three input projections are one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.attention, self.head = nn.Linear(6, 16), nn.MultiheadAttention(16, 4), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        mixed: Tensor = self.attention(hidden, hidden, hidden, need_weights=False)[0]
+        return self.head(hidden + mixed)
+
+
+@pytest.mark.parametrize("granularity", ["out_channel", "default"])
+def test_projections_that_share_a_weight_run_in_integers(granularity: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Attending().eval(), ((torch.randn(3, 7, 6),), {})
+    weight = {"weight": {"granularity": granularity}}
+    targets = [{"op_types": ["Linear", "MultiheadAttention"], "target_settings": weight}]
+    frozen = freeze(model, inputs, quantized(model, inputs, targets, trains=False))
+    FORMATS["onnx"].export(frozen, inputs, tmp_path / "m.onnx")
+    loaded = FORMATS["onnx"].load(tmp_path / "m.onnx", frozen, inputs)
+    assert_near(frozen, loaded, ((torch.randn(3, 7, 6),), {}))
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert coverage.integer["QGemm"] == 6, coverage.summary
+    assert not coverage.weighted_in_float
 
 
 def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:

@@ -119,10 +119,12 @@ def _set_to_weight(quantizer: FakeQuantizer, weight: Tensor) -> None:
     quantizer.set_parameters(*quantizer.scheme.parameters(low, high))
 
 
-def quantized(model: nn.Module, inputs: ModelInput, **settings: Any) -> QuantizationResult:
+def quantized(
+    model: nn.Module, inputs: ModelInput, targets: list[dict[str, Any]] | None = None, **settings: Any
+) -> QuantizationResult:
     """What a quantizer with these settings finds, after two steps of a training, or a calibration alone.
 
-    Transposed convolutions and what else is no key of CLASSES stays in float.
+    Without `targets`, transposed convolutions and what else is no key of CLASSES stays in float.
     """
 
     def loop(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
@@ -140,7 +142,7 @@ def quantized(model: nn.Module, inputs: ModelInput, **settings: Any) -> Quantiza
     target: dict[str, Any] = {"op_types": [kind.__name__ for kind in CLASSES if kind in present]}
     if settings.get("method") == "dorefa":
         target["target_settings"] = {"weight": {"quant_dtype": "int4"}}
-    quantizer = Quantizer([target], evaluator, **settings)
+    quantizer = Quantizer(targets or [target], evaluator, **settings)
     return quantizer.compress(model, **({} if settings.get("trains") is False else {"max_steps": 2}))
 
 
