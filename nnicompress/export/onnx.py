@@ -16,8 +16,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from nnicompress.errors import ConfigError, JobError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export import onnx_qdq
-from nnicompress.export.exporters import quiet, reason
 from nnicompress.export.program import capture_program
+from nnicompress.exporters import quiet, reason
 from nnicompress.quantization.frozen import QUANTIZE, FrozenModel
 
 TOLERANCE = 1e-3

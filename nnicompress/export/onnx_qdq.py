@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
-from nnicompress.export.exporters import quiet, reason
 from nnicompress.export.program import capture_program
+from nnicompress.exporters import quiet, reason
 from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, dequantize, integer_dtype, quantize, run
 from nnicompress.quantization.lowering import lower
 

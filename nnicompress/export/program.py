@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
-from nnicompress.export.exporters import quiet, reason
+from nnicompress.exporters import quiet, reason
 
 TOLERANCE = 1e-4
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nnicompress.errors import JobError, UserError, did_you_mean
+from nnicompress.exporters import quiet, reason
 from nnicompress.graph.provenance import CALL, Call, Origin, RecordCalls, tracked_attributes
 
 
@@ -82,7 +83,7 @@ def capture(
     """
     _check_outputs(model, args, kwargs or {}, outputs := tuple(outputs))
     kwargs = dict(kwargs or {})
-    with evaluating(model), torch.no_grad(), tracked_attributes(model), _without_stack_traces():
+    with evaluating(model), torch.no_grad(), tracked_attributes(model), _without_stack_traces(), quiet():
         graph, tensors, calls = _traced(model, args, kwargs, outputs) or _exported(model, args, kwargs, outputs)
     shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     parameters = frozenset(name for name, _ in model.named_parameters())
@@ -121,8 +122,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     try:
         program = torch.export.export(_Recorded(model, calls, outputs), args, kwargs, strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward and its own checks raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason}") from error
+        raise JobError(f"{type(model).__name__} can't be captured by torch.export: {reason(error)}") from error
     signature = program.graph_signature
     behind = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     canonical = _first_names(model)

@@ -1,6 +1,7 @@
 """What a capture leaves behind: nothing."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -31,10 +32,29 @@ class Branches(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_a_forward_that_cannot_be_captured_is_one_clear_line() -> None:
-    with pytest.raises(JobError, match="Branches can't be captured by torch.export: ") as caught:
-        capture(Branches(), (torch.randn(3),))
-    assert "\n" not in str(caught.value)
+class Numbers(nn.Module):
+    """Leaves torch, where nothing can be followed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Branches(), "its forward branches on the values of a tensor ({place}: return x if x.sum() > 0 else -x)"),
+        (Numbers(), ".numpy() is not supported for tensor subclasses. ({place}: return torch.from_numpy(x.numpy()))"),
+    ],
+)
+def test_a_forward_that_cannot_be_captured_is_one_line_with_its_place(
+    model: nn.Module, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(JobError) as caught:
+        capture(nn.Sequential(model), (torch.randn(3),))
+    _, line = inspect.getsourcelines(type(model).forward)
+    place = f"{__file__}:{line + 1}"
+    assert str(caught.value) == f"Sequential can't be captured by torch.export: {reason.format(place=place)}"
+    assert capfd.readouterr() == ("", ""), "torch.export prints the graph that it had so far"
 
 
 def test_tied_parameters_have_one_name() -> None:

@@ -1,16 +1,21 @@
-"""What the exporters have in common: kept quiet, and their refusals in one line."""
+"""What torch's tracers and exporters have in common: kept quiet, and their refusals in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-_BRANCH = re.compile(r"call raised this error:\s+File \"(?P<file>[^\"]+)\", line (?P<line>\d+).*\n\s+(?P<code>.+)")
+import torch
+
+_PACKAGE = Path(__file__).parent
+_TRACERS = (Path(torch.__file__).parent, _PACKAGE / "graph", _PACKAGE / "export", Path(contextlib.__file__))
+"""Their frames lie between a forward and what raised in it."""
 
 
 @contextmanager
@@ -28,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why an exporter refused a model, in one line and without its advice."""
+    """Why a tracer or an exporter refused a model, in one line, with the line of the forward and without its advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip()
@@ -37,6 +42,14 @@ def reason(error: BaseException) -> str:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent expression" in first:
         first = "its forward branches on the values of a tensor"
-        if (found := _BRANCH.search(text)) is not None:
-            first += f" ({found['file']}:{found['line']}: {found['code'].strip()})"
-    return first
+    return first + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """Where the model's code was when the error arose: ` (file:line: code)`, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in _TRACERS):
+            within = any(Path(f.filename).name == "module.py" and f.name == "_call_impl" for f in frames)
+            return f" ({frame.filename}:{frame.lineno}: {frame.line})" if within and frame.line else ""
+    return ""
