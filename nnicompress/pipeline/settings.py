@@ -16,15 +16,20 @@ from nnicompress.settings import Settings
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class TrainingSettings(Settings):
-    """What every stage that trains says of its training."""
+class TrainingObjectSettings(Settings):
+    """What a stage whose trainings build optimizers may change of the recipe's."""
 
-    max_epochs: PositiveInt | None = None
-    max_steps: PositiveInt | None = None
     optimizer: dict[str, Any] = Field(default_factory=dict)
     """Keys that replace those of the recipe's `optimizer` in this stage."""
     scheduler: dict[str, Any] | None = Field(default_factory=dict)
     """Keys that replace those of the recipe's `scheduler` in this stage; null: no scheduler."""
+
+
+class TrainingSettings(TrainingObjectSettings):
+    """What every stage that is told how long to train says of its training."""
+
+    max_epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
 
 
 class TrainSettings(TrainingSettings):
@@ -49,8 +54,8 @@ class StartSettings(Settings):
     """A safetensors file, or a state_dict that `torch.load(weights_only=True)` reads."""
 
 
-class PruneSettings(Settings):
-    """Choose what to remove and mask it."""
+class PruneSettings(TrainingObjectSettings):
+    """Choose what to remove and mask it; the pruner says how long it trains, the stage with which optimizer."""
 
     compressor: dict[str, Any] | None = None
     """The pruner of this stage; null: the recipe's top-level `compressor`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -126,11 +126,14 @@ class PruningResult:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why less was removed than asked, one line a layer; empty where the totals were reached."""
+        """Why less was removed than asked, each reason once with its layers; empty where the totals were reached."""
         if all(total.removed_ratio >= total.asked_ratio - NEAR for total in self.totals.values()):
             return ()
-        short = [f"{row.name}: {row.removed} of {row.asked} {row.unit}: {row.note}" for row in self.rows if row.note]
-        return (*self.unprunable, *short)
+        alike: dict[tuple[str, str], list[PrunedRow]] = {}
+        for row in self.rows:
+            if row.note:
+                alike.setdefault((row.note, row.unit), []).append(row)
+        return (*self.unprunable, *(_shared(note, unit, rows) for (note, unit), rows in alike.items()))
 
     @property
     def summary(self) -> str:
@@ -141,6 +144,13 @@ class PruningResult:
         ]
         places = sum(row.removed > 0 for row in self.rows)
         return f"pruned {' and '.join(parts)}, in {places} of {len(self.rows)} places"
+
+
+def _shared(note: str, unit: str, rows: Sequence[PrunedRow]) -> str:
+    """`conv1: 4 of 6 channels: why`; of several layers `conv1 4 of 6, conv2 4 of 7 channels: why`."""
+    if len(rows) == 1:
+        return f"{rows[0].name}: {rows[0].removed} of {rows[0].asked} {unit}: {note}"
+    return f"{', '.join(f'{row.name} {row.removed} of {row.asked}' for row in rows)} {unit}: {note}"
 
 
 def describe(

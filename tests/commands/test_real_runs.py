@@ -10,15 +10,59 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import nnicompress
 from nnicompress.cli import main
 from nnicompress.config.compose import compose
 from nnicompress.errors import InputErrors, TrustError, UserError
-from nnicompress.events import Event, StageFinished
+from nnicompress.events import Event, Note, StageFinished, StageStarted, StepDone
 
 REPOSITORY = Path(nnicompress.__file__).resolve().parents[1]
+
+
+GRADUAL = [f"compressor.schedule.{word}" for word in ("name=agp", "total_times=3", "interval_steps=4")]
+OWN_RATE = "+stages.prune.optimizer.lr=0.003"
+
+
+def rates_of(recipe: str, *overrides: str) -> tuple[dict[str, list[float | None]], list[str]]:
+    """The learning rate of each step of each stage, and the warnings of the run."""
+    heard: list[Event] = []
+    nnicompress.run(recipe, [*overrides], listener=heard.append)
+    stage, rates = "", dict[str, list[float | None]]()
+    for event in heard:
+        if isinstance(event, StageStarted):
+            stage = event.name
+        elif isinstance(event, StepDone):
+            rates.setdefault(stage, []).append(event.learning_rate)
+    return rates, [event.text for event in heard if isinstance(event, Note) and event.warning]
+
+
+def test_a_prune_stage_trains_at_its_own_rate_and_the_others_at_the_recipes(tiny: str) -> None:
+    rates, _ = rates_of(tiny, *GRADUAL, OWN_RATE, "+stages.prune.scheduler=null", "scheduler=constant")
+    assert rates == {"train": [0.1] * 2, "prune": [0.003] * 8}  # two intervals of 4 steps between three removals
+
+
+def test_the_schedulers_of_a_prune_stage_follow_its_own_rate(tiny: str) -> None:
+    rates, _ = rates_of(tiny, *GRADUAL, OWN_RATE)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.003)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=4, pct_start=0.3)
+    cycle = []
+    for _ in range(4):
+        cycle.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates["prune"] == cycle * 2  # each interval is a training of its own
+
+
+def test_an_optimizer_of_a_prune_stage_that_trains_nothing_is_told(tiny: str) -> None:
+    _, warnings = rates_of(tiny, "+stages.prune.scheduler=null", OWN_RATE)
+    assert warnings == [
+        "stages.prune.optimizer changes nothing: level importance with a one_shot schedule trains nothing"
+    ]
+    _, warnings = rates_of(tiny, *GRADUAL, OWN_RATE)
+    assert warnings == []
 
 
 def test_run_in_python_returns_the_report_of_the_run_and_can_be_called_again(tiny: str) -> None:

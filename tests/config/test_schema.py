@@ -68,6 +68,15 @@ def test_a_stage_may_take_another_optimizer_or_no_scheduler(tmp_path: Path) -> N
     assert train.scheduler is not None
 
 
+def test_a_prune_stage_changes_its_optimizer_and_is_not_told_how_long(tmp_path: Path) -> None:
+    own = "+stages.prune.optimizer.lr=0.02"
+    stages = {stage.name: stage for stage in settings_of(BASE, own).stages}
+    assert (stages["prune"].optimizer["lr"], stages["prune"].scheduler["max_lr"]) == (0.02, 0.02)
+    assert stages["train"].optimizer["lr"] == 0.1
+    (line,) = lines_of(BASE, own, "+stages.prune.max_epochs=2")
+    assert line.startswith("stages.prune: unknown key 'max_epochs'; keys: optimizer, scheduler, compressor")
+
+
 def test_the_export_group_is_the_default_of_the_export_stage() -> None:
     def formats(*overrides: str) -> tuple[str, ...]:
         export = next(stage.settings for stage in settings_of(BASE, *overrides).stages if stage.name == "export")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from nnicompress.events import Note
 from nnicompress.pipeline.context import Context, Facts
 from nnicompress.pipeline.job import StagePlan
 from nnicompress.pipeline.resumable import ResumableStage
+from nnicompress.pipeline.settings import PruneSettings
 from nnicompress.pipeline.smoke import NUM_BATCHES
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
@@ -15,6 +17,7 @@ def run(context: Context, plan: StagePlan) -> Facts:
     """Run the pruner; afterwards the model is masked and the masks stay in force until `shrink`."""
     assert isinstance(plan.compressor, PrunerSettings), "a prune stage without a pruner"
     settings = _brief(plan.compressor) if context.job.smoke else plan.compressor
+    _tell_unused(context, plan, settings)
     stage = ResumableStage(context, plan, lambda: pruner.state_dict())
     pruner = Pruner(settings, stage.evaluator, context.listener)
     state = stage.go_on()
@@ -40,6 +43,18 @@ def restore(context: Context, plan: StagePlan, facts: Facts) -> None:
     """The masked weights, and what was removed."""
     context.pruning, context.masked = load_pruning(context.folder), True
     context.restore_phase("pruned", "pruned (masked)")
+
+
+def _tell_unused(context: Context, plan: StagePlan, settings: PrunerSettings) -> None:
+    """A warning where the stage has an optimizer or a scheduler of its own and its pruner never trains.
+
+    An error would be in the way of a sweep over importances, some of which train and some of which don't.
+    """
+    assert isinstance(plan.settings, PruneSettings)
+    given = plan.settings.model_fields_set & {"optimizer", "scheduler"}
+    if given and "train" not in {capability for capability, _ in Pruner.requirements(settings)}:
+        text = f"stages.{plan.name}.{min(given)} changes nothing: {settings.importance.name} importance with a "
+        context.listener(Note(f"{text}{settings.schedule.name} schedule trains nothing", warning=True))
 
 
 def _brief(settings: PrunerSettings) -> PrunerSettings:
