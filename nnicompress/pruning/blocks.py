@@ -55,7 +55,8 @@ def named_sequences(model: nn.Module, names: Iterable[str], *, key: str = KEY) -
         if not isinstance(module, (nn.ModuleList, nn.Sequential)):
             near = _nearest_sequence(name, modules)
             raise ConfigError(
-                f"{name} is {type(module).__name__}, no sequence of blocks (a ModuleList or a Sequential){near}",
+                f"{name or 'the model'} is {type(module).__name__}, no sequence of blocks "
+                f"(a ModuleList or a Sequential){near}",
                 key=key,
             )
         blocks = tuple(module)

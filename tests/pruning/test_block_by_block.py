@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -427,6 +428,7 @@ WRONG_NAMES = {
     "model.layer": r"no module named 'model\.layer' in LlamaForCausalLM; did you mean 'model\.layers'",
     "model": r"model is LlamaModel, no sequence of blocks \(.*\); did you mean 'model\.layers'",
     "model.layers.0": r"model\.layers\.0 is LlamaDecoderLayer, no sequence .*; did you mean 'model\.layers'",
+    "": r"the model is LlamaForCausalLM, no sequence of blocks .*; did you mean 'model\.layers'",
     "lm_head": r"lm_head is Linear, no sequence of blocks \(a ModuleList or a Sequential\)$",
 }
 
@@ -488,3 +490,43 @@ def test_auto_stands_beside_an_importance_that_looks_at_no_inputs() -> None:
     for name, keep in found.compress(model).masks.keep.items():
         weight = make_llama(2).get_parameter(name).abs()
         assert torch.equal(keep, torch.zeros_like(keep).scatter_(1, weight.topk(weight.shape[1] // 2).indices, True))
+
+
+def test_sequences_that_lie_in_each_other() -> None:
+    model = Blocks(one_by_one, blocks=nn.ModuleList([nn.Sequential(PlainBlock(), PlainBlock()) for _ in range(2)]))
+    with pytest.raises(ConfigError, match=r"blocks\.0 and blocks lie in each other; name one of them"):
+        pruned(model, plain_evaluator(model), ["blocks", "blocks.0"], {"op_names": ["head"], "sparse_ratio": 0.5})
+
+
+def peak(num_layers: int, num_batches: int) -> int:
+    """The most bytes of tensors, beside those that were there before, that are alive while a block runs on its own."""
+    model = make_llama(num_layers)
+    evaluator = torch_evaluator(model, rows(num_batches))
+    found: list[int] = []
+
+    def count(*_: Any) -> None:
+        alive = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in gc.get_objects()
+            if issubclass(type(tensor), Tensor)  # isinstance would ask objects for their __class__
+        }
+        found.append(sum(alive.values()))
+
+    for block in model.model.layers:
+        block.mlp.down_proj.register_forward_hook(count)
+    importance = {"name": "wanda", "training_steps": num_batches, "blocks": "auto"}
+    gc.freeze()  # what is there before isn't looked at again
+    try:
+        Pruner([TARGET], evaluator, importance=importance, **WITHIN_OUTPUT).compress(model)
+    finally:
+        gc.unfreeze()
+    of_training = num_layers * num_batches
+    assert len(found) == 3 * of_training  # the training, then each block twice
+    return max(found[of_training:])
+
+
+def test_the_activations_of_one_block_are_in_memory_however_many_there_are() -> None:
+    state = BATCH * LENGTH * 16 * 4
+    few, many, more = peak(2, 4), peak(6, 4), peak(2, 8)
+    assert many - few < state
+    assert 4 * state <= more - few < 2 * 4 * state  # with each batch its state comes, and its mask and positions
