@@ -155,6 +155,7 @@ class _Check:
                 if model is not None:
                     self.one_batch(settings, model, data)
                     targets += self.quantizers(settings, model, data)
+                    self.blocks(settings, model, data)
         if self.errors:
             raise InputErrors(tuple(dict.fromkeys(self.errors)))
         assert settings is not None and model is not None and data is not None and device is not None
@@ -357,6 +358,18 @@ class _Check:
                     found.append(_quantized(key, stage.compressor, plan))
         return tuple(found)
 
+    def blocks(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
+        """The blocks that each pruner names are there, and run one after the other."""
+        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
+        for stage in settings.stages:
+            pruner = stage.compressor
+            if not isinstance(pruner, PrunerSettings) or not isinstance(pruner.importance.blocks, tuple) or self.errors:
+                continue
+            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
+            if evaluator is not None:
+                key = stage.compressor_key or "compressor"
+                self.attempt(key, _tried, key, Pruner(pruner, evaluator), model)
+
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
 
@@ -375,6 +388,13 @@ def _treatment(settings: PrunerSettings, target: str) -> str:
     granularity = settings.granularity_of(pruned)
     shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
     return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
+
+
+def _tried(key: str, pruner: Pruner, model: nn.Module) -> None:
+    try:
+        on_first_batch(pruner.check, model)
+    except ConfigError as error:  # a pruner knows its own keys, not where they are written
+        raise ConfigError(error.message, key=f"{key}.{error.key}" if error.key else None) from error
 
 
 def _plan(key: str, quantizer: Quantizer, model: nn.Module) -> Plan:

@@ -75,6 +75,29 @@ def same_training_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_evaluation(model: nn.Module, *, training: type[nn.Module] | tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
+    """Within the context everything in `model` runs in evaluation mode, whatever a training loop says.
+
+    The outermost module that the loop calls stays as the loop has it: its forward may return a loss in training only.
+    Modules of the types `training` are in training mode.
+    """
+
+    def evaluate(module: nn.Module, args: Any) -> None:
+        for child in module.modules():
+            if child is not module:
+                child.training = isinstance(child, training)
+
+    # A loop may call a part of the model and never the whole: a Trainer does, where the whole picks one output.
+    parents = [module for module in model.modules() if any(True for _ in module.children())]
+    handles = [module.register_forward_pre_hook(evaluate) for module in parents]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def no_gradients(model: nn.Module, *more: nn.Parameter) -> Iterator[None]:
     """The block begins without gradients, and the gradients from before it come back after it."""
     gradients = [(parameter, parameter.grad) for parameter in (*model.parameters(), *more)]

@@ -59,6 +59,10 @@ class Allotments:
     of: dict[str, Allotment]
     ratios: dict[str, float]
 
+    def __or__(self, other: Allotments) -> Allotments:
+        """Those of two plans."""
+        return Allotments(self.of | other.of, self.ratios | other.ratios)
+
     def removed(self, plan: Plan) -> Removed:
         """The indices alone."""
         widths = {target.width.name: self.of[target.width.name].removed for target in plan.widths}

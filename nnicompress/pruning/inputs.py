@@ -5,7 +5,7 @@ Nothing is kept of a batch but one sum a channel, so the memory is that of one l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nnicompress import exchange
-from nnicompress.evaluators.contract import Evaluator
 from nnicompress.pruning.importance import InputStatistic
 
 
 def gather(
-    evaluator: Evaluator, statistic: InputStatistic, parameters: Iterable[str], num_batches: int
+    model: nn.Module, statistic: InputStatistic, parameters: Iterable[str], show: Callable[[], None]
 ) -> dict[str, Tensor]:
     """The statistic of what each of `parameters` is multiplied with, each of the parameter's shape, on the CPU.
 
-    Weights of convolutions and linear layers have one; others are left out. A weight that several modules share, or
-    that one module uses several times, gets the statistic of all of these inputs. The evaluator must be bound; no
-    weight changes.
+    `show` shows the batches to the layers. Weights of convolutions and linear layers have a statistic; others are left
+    out. A weight that several modules share, or that one module uses several times, gets that of all of these inputs.
     """
-    named = dict(evaluator.model.named_parameters())
+    named = dict(model.named_parameters())
     wanted = {id(named[name]): name for name in parameters if name in named}
     owners: dict[str, list[nn.Module]] = {}
-    for module in evaluator.model.modules():
+    for module in model.modules():
         name = wanted.get(id(module._parameters.get("weight")))
         if name is not None and _channel_dim(module) is not None:
             owners.setdefault(name, []).append(module)
@@ -40,7 +38,7 @@ def gather(
         for module in modules
     ]
     try:
-        evaluator.iterate(num_batches)
+        show()
     finally:
         for handle in handles:
             handle.remove()
@@ -50,7 +48,11 @@ def gather(
 
 
 class _Sum:
-    """A forward pre-hook that adds up one layer's inputs; evaluations in between do not count."""
+    """A forward pre-hook that adds up one layer's inputs; evaluations in between do not count.
+
+    A backward pass that runs the forward again (gradient checkpointing) may be the only one with gradients; where it is
+    the second, each input counts twice, and the mean is the same.
+    """
 
     def __init__(self, statistic: InputStatistic) -> None:
         self.statistic = statistic

@@ -61,6 +61,15 @@ class Plan:
     tensors: tuple[TensorTarget, ...]
     unpruned: tuple[Unpruned, ...]
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to prune."""
+        return bool(self.widths or self.tensors)
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both."""
+        return Plan(self.widths + other.widths, self.tensors + other.tensors, self.unpruned + other.unpruned)
+
     def to_score(self) -> tuple[tuple[Width, ...], dict[str, tuple[int, ...]]]:
         """The widths, and the block of each parameter by its name."""
         widths = tuple(target.width for target in self.widths)

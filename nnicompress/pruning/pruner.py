@@ -2,9 +2,10 @@
 
 train training_steps, scores are learned        only where the importance learns: learning.py
 for each removal of the schedule:               one_shot: a single one
-    scores     <- importance over batches       scores.py, importance.py
-    removal    <- scores and ratios             allotment.py, allocation.py; with a budget: budget.py
-    masks      <- removal                       masks.py
+    for each part of the plan:                  all of it, or block by block: block_by_block.py
+        scores     <- importance over batches   scores.py, importance.py
+        removal    <- scores and ratios         allotment.py, allocation.py; with a budget: budget.py
+        masks      <- removal                   masks.py
     first weights come back                     only for lottery_ticket, which trains before the first removal, too
     train interval_steps, masks enforced        (not after the last)
 """
@@ -27,7 +28,10 @@ from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import ChannelGroups
 from nnicompress.pruning.allotment import Allotments, Allotter, Ask
+from nnicompress.pruning.block_by_block import Show, parts, sequences_of
+from nnicompress.pruning.blocks import AUTO
 from nnicompress.pruning.budget import Budget, smallest_scale
+from nnicompress.pruning.chain import Chain
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.learning import Learning, make_learning
@@ -105,6 +109,18 @@ class Pruner:
             needs.append(("train", f"to train between the removals of the {settings.schedule.name} schedule"))
         return tuple(needs)
 
+    def check(self, model: nn.Module) -> None:
+        """Try on one batch what the settings say about blocks; `model` stays as it is.
+
+        Raises:
+            ConfigError: they name blocks that aren't there, or can't be pruned one after the other.
+        """
+        importance = self.settings.importance
+        with self.evaluator.bound(model):
+            for name, blocks in sequences_of(self.evaluator, importance).items():
+                if importance.blocks != AUTO:
+                    Chain.record(self.evaluator, name, blocks, 1)
+
     def compress(self, model: nn.Module, groups: ChannelGroups | None = None) -> PruningResult:
         """Mask `model` in place and say what was masked. `groups` saves finding the channel groups again.
 
@@ -153,11 +169,16 @@ class Pruner:
             self._learning.uncover(model)
             if self._learning.releases:
                 removed = Removed({}, {})
-        scores = self._scores(plan)
-        allotter = Allotter(model, plan, self.settings.allocation, comparable=self._importance.comparable)
-        allot = functools.partial(allotter, scores, removed=removed)
-        ask = self._ask(plan, groups, allot, grow)
-        allotted = allot(ask)
+        allotted = Allotments({}, {})
+        for part, show in parts(self.evaluator, plan, self._importance, self.settings.importance, self._listener):
+            scores = self._scores(part, show)
+            allotter = Allotter(model, part, self.settings.allocation, comparable=self._importance.comparable)
+            allot = functools.partial(allotter, scores, removed=removed)
+            ask = self._ask(part, groups, allot, grow)
+            own = allot(ask)
+            allotted |= own
+            if part is not plan:  # the parts behind it see it pruned
+                self._masks(model, part, own.removed(part), groups).apply(model)
         removed = allotted.removed(plan)
         masks = self._masks(model, plan, removed, groups)
         exchange.check_equal("the masks", masks.keep, _UNEQUAL_MASKS)
@@ -201,7 +222,7 @@ class Pruner:
         if self._origin is not None:
             set_tensors(model, self._origin)
 
-    def _scores(self, plan: Plan) -> dict[str, Scores]:
+    def _scores(self, plan: Plan, show: Show | None) -> dict[str, Scores]:
         learned = None if self._learning is None else self._learning.scores()
         if learned is not None:
             return checked(learned, self._importance, batches=1)
@@ -212,6 +233,7 @@ class Pruner:
             *plan.to_score(),
             training_steps=importance.training_steps,
             seed=importance.seed,
+            show=show,
         )
 
     def _masks(self, model: nn.Module, plan: Plan, removed: Removed, groups: ChannelGroups | None) -> Masks:

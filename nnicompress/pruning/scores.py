@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, StepEvent
+from nnicompress.evaluators.preserve import in_evaluation
 from nnicompress.graph.widths import Slot, Width
 from nnicompress.pruning.granularity import block_sums
 from nnicompress.pruning.importance import Importance, Scope
@@ -30,10 +32,12 @@ def measure(
     *,
     training_steps: int,
     seed: int | None = None,
+    show: Callable[[], None] | None = None,
 ) -> dict[str, Scores]:
     """Scores of every width (by name, shape [size]) and of every tensor's blocks (by parameter name, flat).
 
     Where the importance needs gradients or inputs they come from `training_steps` batches; the model does not change.
+    Inputs are gathered in evaluation mode (a dropped value is none that the network computes), or while `show` runs.
     The evaluator must be bound.
 
     Raises:
@@ -51,7 +55,8 @@ def measure(
     _require_norms(model, importance, widths)
     if importance.inputs is not None:
         used = {slot.tensor for width in widths for slot in counted_slots(width, importance.scope)} | blocks.keys()
-        inputs = gather(evaluator, importance.inputs, used, training_steps)
+        show = show or functools.partial(_show, evaluator, training_steps)
+        inputs = gather(model, importance.inputs, used, show)
         _require_inputs(importance, widths, blocks, inputs)
         return checked(score_once(model, importance, widths, blocks, inputs), importance, batches=1)
     if not importance.needs_gradient:
@@ -75,6 +80,11 @@ def measure(
     if not batches:
         raise JobError(f"{importance.name}: the evaluator ran no batch with gradients, so nothing could be scored")
     return checked(totals, importance, batches)
+
+
+def _show(evaluator: Evaluator, num_batches: int) -> None:
+    with in_evaluation(evaluator.model):
+        evaluator.iterate(num_batches)
 
 
 def width_scores(

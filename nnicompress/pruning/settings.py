@@ -19,6 +19,8 @@ IMPORTANCE_NAMES = (
 )  # fmt: skip
 CHANNEL_IMPORTANCES = ("taylor_bn", "fpgm", "slim", "apoz", "mean_activation")
 """They score whole channels, and no single weights."""
+INPUT_IMPORTANCES = ("apoz", "mean_activation", "wanda")
+"""They look at what layers read."""
 PENALTIES = {"slim": 1e-4, "soft_movement": 0.02}
 """Importances with a penalty beside the loss, and its default strength."""
 WIDTH_KINDS = ("heads", "head_dim", "ffn", "hidden")
@@ -68,6 +70,16 @@ def _above_zero(value: float) -> float:
 
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
+
+
+def _blocks(value: object) -> object:
+    return value if value == "auto" else _one_or_more(value)
+
+
+def _some(value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+    if value == ():
+        raise ValueError("names no sequence of blocks; auto finds them, null goes without")
+    return value
 
 
 def _named(value: object) -> object:
@@ -161,6 +173,10 @@ class ImportanceSettings(Settings):
     sigmoids. null: 1e-4 (Liu et al. 2017) and 0.02."""
     score_rate: Positive = 1.0
     """For `soft_movement`: what a score learns a step of -gradient * weight and of the penalty."""
+    blocks: Annotated[Literal["auto"] | tuple[str, ...] | None, BeforeValidator(_blocks), AfterValidator(_some)] = None
+    """For importances that look at inputs: the sequences of blocks (`model.layers`) that are pruned one block after the
+    other, each on what the pruned ones before it give. `auto`: those that can be found; null: all at once, on what the
+    unpruned model computes."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -170,7 +186,17 @@ class ImportanceSettings(Settings):
         for key, takers in _TAKEN_BY.items():
             if self.name not in takers and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.name} takes no {key}; {', '.join(takers)} {_verb(takers)}")
+        # `auto` is whatever fits, so that a preset's importance can be exchanged for a control's.
+        if self.blocks not in (None, "auto") and not self.looks_at_inputs:
+            raise ValueError(
+                f"{self.name} takes no blocks, as it looks at no inputs; {', '.join(INPUT_IMPORTANCES)} do"
+            )
         return self
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether it is made of what layers read."""
+        return self.name in INPUT_IMPORTANCES
 
     @property
     def penalty(self) -> float:
@@ -364,6 +390,13 @@ class PrunerSettings(Settings):
     def _consistent(self) -> Self:
         if not self.targets:
             raise ValueError("targets is empty: a pruner needs at least one")
+        if self.importance.blocks is not None and self.importance.looks_at_inputs:
+            deciding = "target" if self.target is not None else f"allocation {self.allocation.name}"
+            if deciding != "allocation uniform":
+                raise ValueError(
+                    f"importance.blocks prunes one block after the other, and {deciding} decides on all at once; set "
+                    "blocks to null, or use allocation: {name: uniform}"
+                )
         if {"heads", "head_dim"} <= self.granularities:
             raise ValueError("heads and head_dim can't be pruned at once; prune one, shrink, then prune the other")
         for name, target in self.targets.items():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from nnicompress import exchange
 from nnicompress.evaluators.contract import Evaluator, StepEvent
+from nnicompress.evaluators.preserve import in_evaluation
 from nnicompress.quantization.fake_quantizer import FakeQuantizer, Watcher
 from nnicompress.quantization.learned import lsq_plus_weight_scale, lsq_scale
 from nnicompress.quantization.observers import Histogram, Magnitudes, RangeObserver, commit
@@ -159,7 +159,7 @@ def bias_corrections(
 
     handles = [module.register_forward_hook(compare(name)) for name, (module, _, _) in layers.items()]
     try:
-        with in_evaluation(evaluator.model):
+        with in_evaluation(evaluator.model, training=FakeQuantizer):
             evaluator.iterate(num_batches)
     finally:
         for handle in handles:
@@ -174,7 +174,10 @@ def bias_corrections(
 def _watch(
     evaluator: Evaluator, watchers: Mapping[FakeQuantizer, Watcher], num_batches: int, each: Callable[[], None]
 ) -> None:
-    """Show batches of the training data to `watchers`, in evaluation mode; `each` is called after every step's."""
+    """Show batches of the training data to `watchers`, in evaluation mode; `each` is called after every step's.
+
+    Fake quantizers are in training mode, in which they observe.
+    """
 
     def after_batch(event: StepEvent) -> None:
         each()
@@ -183,29 +186,9 @@ def _watch(
         quantizer.watcher, quantizer.observing, quantizer.simulating = watcher, True, False
     handle = evaluator.before_step(after_batch)
     try:
-        with in_evaluation(evaluator.model):
+        with in_evaluation(evaluator.model, training=FakeQuantizer):
             evaluator.iterate(num_batches)
     finally:
         handle.remove()
         for quantizer in watchers:
             quantizer.watcher, quantizer.observing = None, False
-
-
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Within the context everything in `model` runs in evaluation mode, whatever a training loop says.
-
-    The outermost module stays as the loop has it: its forward may return a loss in training only. Fake quantizers are
-    in training mode, in which they observe.
-    """
-
-    def evaluate(module: nn.Module, args: Any) -> None:
-        for child in module.modules():
-            if child is not module:
-                child.training = isinstance(child, FakeQuantizer)
-
-    handle = model.register_forward_pre_hook(evaluate)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -80,4 +80,6 @@ class SensitivitySettings(Settings):
             wrong = next((name for name in names if name in self.model_fields_set), None)
             if kind != self.kind and wrong is not None:
                 raise ValueError(f"{wrong} is for kind: {kind}, and the kind is {self.kind}")
+        if self.importance.blocks not in (None, "auto"):
+            raise ValueError("importance.blocks is for a pruner; here each layer is compressed with the others whole")
         return self

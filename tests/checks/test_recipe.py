@@ -150,6 +150,24 @@ def test_a_hidden_width_is_not_left_masked(monkeypatch: pytest.MonkeyPatch) -> N
     assert line.startswith("stages.prune.compressor.granularity: granularity hidden needs a shrink stage")
 
 
+WRONG_BLOCKS = {
+    "layer": "compressor.importance.blocks: no module named 'layer' in ResNet; did you mean 'layer3'",
+    "conv1": "compressor.importance.blocks: conv1 is Conv2d, no sequence of blocks (a ModuleList or a Sequential)",
+    "[layer2, layer1]": "",
+    "[]": "compressor.importance.blocks: names no sequence of blocks; auto finds them, null goes without",
+}
+
+
+@pytest.mark.parametrize("blocks", WRONG_BLOCKS)
+def test_blocks_are_tried_before_anything_is_trained(blocks: str) -> None:
+    overrides = [BASE, *SMALL, "compressor=wanda", "~stages.shrink", f"compressor.importance.blocks={blocks}"]
+    if not WRONG_BLOCKS[blocks]:
+        assert checked(*overrides).model == "ResNet"
+        return
+    (line,) = lines_of(*overrides)
+    assert line.startswith(WRONG_BLOCKS[blocks])
+
+
 def test_mistakes_of_every_kind_are_shown_at_once() -> None:
     wrong = [
         "seed=-1",

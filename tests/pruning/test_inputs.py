@@ -119,7 +119,7 @@ def test_all_calls_with_gradients_count_and_no_hook_stays():
     model, inputs = Twice(), torch.rand(3, 4)
     evaluator = TwiceEvaluator([(inputs, inputs)])
     with evaluator.bound(model):
-        found = gather(evaluator, MEAN, ["layer.weight", "layer.bias"], 1)
+        found = gather(model, MEAN, ["layer.weight", "layer.bias"], lambda: evaluator.iterate(1))
     expected = torch.cat([inputs, model.layer(inputs).detach()]).double().mean(0)
     assert list(found) == ["layer.weight"]
     torch.testing.assert_close(found["layer.weight"], expected.expand(4, 4), rtol=1e-6, atol=1e-7)
