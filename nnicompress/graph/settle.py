@@ -110,9 +110,8 @@ def _settle_product(product: _Product, losses: Losses, elsewhere: set[Origin]) -
 
 def _loss(constraint: SizeConstraint, own: AttributeOf, counts: Mapping[int, int]) -> dict[int, int]:
     """By how much an attribute falls when one of these sets is removed (none where that is no whole number)."""
-    per_unit = Fraction(constraint.size.value, own.value)
-    loss = {root: count / per_unit for root, count in counts.items()}
-    return {root: int(value) for root, value in loss.items() if value.denominator == 1}
+    size, unit = constraint.size.value, own.value
+    return {root: count * unit // size for root, count in counts.items() if count * unit % size == 0}
 
 
 def _contradictions(

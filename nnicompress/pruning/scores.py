@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -103,16 +104,18 @@ def width_scores(
     if importance.rows is not None:
         return {width.name: importance.rows(_rows(parameters, width, importance.scope)) for width in widths}
     assert importance.elements is not None
-    cache = _SlotSums(importance.elements, parameters, evidence, needs_evidence=importance.reads_evidence)
+    counted = {width.name: counted_slots(width, importance.scope, norms) for width in widths}
+    every = [slot for slots in counted.values() for slot in slots]
+    sums = _slot_sums(every, importance.elements, parameters, evidence, needs_evidence=importance.reads_evidence)
     scores: dict[str, Tensor] = {}
     for width in widths:
         total = torch.zeros(width.size, dtype=torch.float64)
         count = 0
-        for slot in counted_slots(width, importance.scope, norms):
-            sums = cache.along(slot.tensor, slot.dim)
-            if sums is not None:
-                total += sums[torch.from_numpy(slot.indices)].sum(dim=1)
-                count += parameters[slot.tensor].numel() // len(sums) * slot.indices.shape[1]
+        for slot in counted[width.name]:
+            own = sums.get((slot.tensor, slot.dim))
+            if own is not None:
+                total += own[torch.from_numpy(slot.indices)].sum(dim=1)
+                count += parameters[slot.tensor].numel() // len(own) * slot.indices.shape[1]
         scores[width.name] = importance.of_group(total / count if importance.averages else total)
     return scores
 
@@ -139,39 +142,45 @@ def _rows(parameters: Mapping[str, Tensor], width: Width, scope: Scope) -> Tenso
     return torch.cat(parts, dim=1)
 
 
-class _SlotSums:
-    """Element scores of each parameter, summed over all its dimensions but one; each computed once a batch."""
+def _slot_sums(
+    slots: Iterable[Slot],
+    elements: Callable[[Tensor, Tensor], Tensor],
+    parameters: Mapping[str, Tensor],
+    evidence: Mapping[str, Tensor | None],
+    *,
+    needs_evidence: bool,
+) -> dict[tuple[str, int], Tensor]:
+    """Element scores summed over all dimensions but a slot's, by tensor and dimension: shape [size of dim], on the CPU.
 
-    def __init__(
-        self,
-        elements: Callable[[Tensor, Tensor], Tensor],
-        parameters: Mapping[str, Tensor],
-        evidence: Mapping[str, Tensor | None],
-        *,
-        needs_evidence: bool,
-    ) -> None:
-        self._elements = elements
-        self._parameters, self._evidence, self._needs_evidence = parameters, evidence, needs_evidence
-        self._scored: dict[str, Tensor | None] = {}
-        self._sums: dict[tuple[str, int], Tensor] = {}
+    Buffers and parameters without evidence have none. The element scores of one tensor at a time are in memory.
+    """
+    dims: dict[str, set[int]] = defaultdict(set)
+    for slot in slots:
+        dims[slot.tensor].add(slot.dim)
+    sums: dict[tuple[str, int], Tensor] = {}
+    for name, own in dims.items():
+        if name in parameters:
+            scored = _element_scores(elements, parameters[name], evidence.get(name), needs_evidence)
+            if scored is not None:
+                sums |= {(name, dim): _sums_along(scored, dim).cpu() for dim in own}
+    return sums
 
-    def along(self, name: str, dim: int) -> Tensor | None:
-        """Shape [size of dim], float64, on the CPU; None for a buffer or a parameter without evidence."""
-        if (name, dim) not in self._sums:
-            if name not in self._scored:
-                self._scored[name] = self._score(name)
-            scored = self._scored[name]
-            if scored is None:
-                return None
-            others = [other for other in range(scored.dim()) if other != dim]
-            sums = scored.sum(dim=others, dtype=torch.float64) if others else scored.double()
-            self._sums[name, dim] = sums.cpu()
-        return self._sums[name, dim]
 
-    def _score(self, name: str) -> Tensor | None:
-        if name not in self._parameters:
-            return None
-        return _element_scores(self._elements, self._parameters[name], self._evidence.get(name), self._needs_evidence)
+_BLOCK = 1 << 18
+"""Elements of a block: in float64 they fit a processor's cache."""
+
+
+def _sums_along(scored: Tensor, dim: int) -> Tensor:
+    """The sums over all other dimensions, in float64.
+
+    In blocks, because `sum(dtype=torch.float64)` writes a float64 copy of the whole tensor first.
+    """
+    others = [other for other in range(scored.dim()) if other != dim]
+    if not others:
+        return scored.double()
+    rows = max(1, _BLOCK * len(scored) // max(1, scored.numel()))
+    parts = [block.double().sum(dim=others) for block in torch.split(scored, rows)]
+    return torch.cat(parts) if dim == 0 else torch.stack(parts).sum(0)
 
 
 def _element_scores(

@@ -11,6 +11,7 @@ from nnicompress.errors import JobError
 from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import Slot, Width
+from nnicompress.pruning import scores
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
 from nnicompress.pruning.scores import measure, width_scores
 from nnicompress.pruning.settings import ImportanceSettings
@@ -208,3 +209,13 @@ def test_broken_weights_and_frozen_weights_are_errors():
             layer.requires_grad_(False)
         with pytest.raises(JobError, match="every parameter of up is frozen"):
             measure(evaluator, IMPORTANCES["taylor"], widths, {}, training_steps=1)
+
+
+def test_sums_taken_in_blocks_are_those_of_the_whole(monkeypatch):
+    """Blocks of three, three and one of the seven rows."""
+    monkeypatch.setattr(scores, "_BLOCK", 45)
+    scored = torch.rand(7, 5, 3, generator=torch.Generator().manual_seed(0))
+    for dim, others in ((0, (1, 2)), (1, (0, 2)), (2, (0, 1))):
+        found = scores._sums_along(scored, dim)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, scored.double().sum(others), rtol=1e-14, atol=0)
