@@ -15,6 +15,7 @@ from nnicompress.evaluators.preserve import same_random_states, same_tensors, sa
 from nnicompress.evaluators.training_step import device_of
 from nnicompress.quantization.calls import tensors_of
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
+from nnicompress.quantization.fixed import BinaryActivations
 from nnicompress.quantization.frames import Frames
 from nnicompress.quantization.modules import add_transformers, swap, swap_back
 from nnicompress.quantization.parameters import QUANTIZERS
@@ -154,8 +155,11 @@ def stored_quantizers(model: nn.Module, result: QuantizationResult) -> dict[str,
         quantizer.simulating = True
         if place in result.folded:
             quantizer.batch_norm = (modules[result.folded[place]],)
-        found[place] = quantizer.to(device_of(model))
-    return found
+        found[place] = quantizer
+    for place in result.signs:
+        found[place] = BinaryActivations()
+        found[place].simulating = True
+    return {place: quantizer.to(device_of(model)) for place, quantizer in found.items()}
 
 
 def without_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

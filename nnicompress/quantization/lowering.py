@@ -24,7 +24,12 @@ _MOVES = frozenset(
     )
 )
 """Operators that do to integers what they do to the numbers that these stand for."""
-_DIVISIONS = {"aten.chunk.default": "chunk", "aten.split.Tensor": "split", "aten.split_with_sizes.default": "split"}
+_DIVISIONS = {
+    "aten.chunk.default": "chunk",
+    "aten.split.Tensor": "split",
+    "aten.split_with_sizes.default": "split",
+    "aten.unbind.int": "unbind",
+}
 _INT32 = 2**31 - 1
 
 
@@ -34,8 +39,8 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
     Batch norms behind a convolution go into the scales of its integer weights and into its bias; a bias becomes int32,
     in units of the input's scale times the weight's; a number that multiplies a dequantized value goes into its scale;
     values are dequantized where they are computed with, not before they are moved; an attention's mask is worked on
-    before it meets the scores; parts of a weight are weights of their own; zero points get the type of their integers;
-    a quantized embedding looks integers up; the columns of a convolution of images become channels.
+    before it meets the scores; a part of a dequantized tensor is taken of its integers; zero points get the type of
+    their integers; a quantized embedding looks integers up; the columns of a convolution of images become channels.
     """
     widths = _widths(frozen, inputs)
     program = Program.of(frozen)
@@ -49,7 +54,7 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
         elif step.operator == "aten.softmax.int":
             simplify_mask(program, step)
         elif step.operator == "operator.getitem":
-            _divide_weight(program, step)
+            _take_part(program, step)
     for step in list(program.steps.values()):
         if step.operator in (*CONVOLUTIONS, "aten.linear.default", "aten.addmm.default"):
             _quantize_bias(program, step)
@@ -110,16 +115,16 @@ def _multiply_channels(program: Program, step: Step, integers: Tensor, gain: Ten
     if axis not in (None, 0) or scale.dim() > 1:
         return False
     negative = gain < 0
-    if bool(negative.any()) and (bool(zero_point.any()) or int(integers.min()) == -128):
+    if bool(negative.any()) and bool(zero_point.any()):
         return False  # a scale must be positive, and these integers can't change their sign
-    sign = torch.where(negative, -1, 1) * (gain != 0)
+    sign = (torch.where(negative, -1, 1) * (gain != 0)).reshape(-1, *[1] * (integers.dim() - 1))
+    # -128, which learned scales of 8 bits make use of, becomes 127: one step off, as at any rounding.
+    turned = (integers.to(torch.int16) * sign).clamp(max=torch.iinfo(integers.dtype).max).to(integers.dtype)
     scale = (scale.double() * gain.abs()).float()
     # A channel that is multiplied by 0 has integers 0, for which any scale serves.
     scale = torch.where(scale > 0, scale, torch.finfo(torch.float32).tiny)
     step.args = [
-        program.add(
-            f"{name}.weight_folded", integers * sign.to(integers.dtype).reshape(-1, *[1] * (integers.dim() - 1))
-        ),
+        program.add(f"{name}.weight_folded", turned),
         program.add(f"{name}.weight_folded_scale", scale),
         program.add(f"{name}.weight_folded_zero_point", zero_point.expand(len(scale)).clone()),
         0,
@@ -161,25 +166,40 @@ def _scale_by_number(program: Program, step: Step) -> None:
     step.args = [dequantization.args[0], scaled, *dequantization.args[2:]]
 
 
-def _divide_weight(program: Program, step: Step) -> None:
-    """A part of a dequantized weight as a weight of its own: attention keeps its three projections in one."""
+def _take_part(program: Program, step: Step) -> None:
+    """A part of a dequantized weight is a weight of its own; one of an activation is taken of its integers.
+
+    Attention keeps its three projections in one weight, or takes queries, keys and values off one product.
+    """
     division = program.made_by(step.args[0], *_DIVISIONS)
-    stored = None if division is None else program.integers(division.args[0])
-    if division is None or stored is None:
+    dequantization = None if division is None else program.made_by(division.args[0], DEQUANTIZE)
+    if division is None or dequantization is None:
+        return
+    whole, scale, zero_point, axis = dequantization.args
+    if program.tensor(whole) is None:
+        if axis is None:
+            _take_integers(program, step, division, dequantization)
         return
     dim = division.args[2] if len(division.args) > 2 else 0
-    whole, scale, zero_point, axis = stored[0].args
-    if dim != 0 or axis not in (None, 0):
+    if axis not in (None, 0) or dim != 0 or division.operator == "aten.unbind.int":
         return
-    divide = getattr(torch, _DIVISIONS[division.operator])
-
-    size, index = division.args[1], step.args[1]
+    divide, size, index = getattr(torch, _DIVISIONS[division.operator]), division.args[1], step.args[1]
 
     def part(buffer: Mapping[str, str]) -> Mapping[str, str]:
         tensor = program.tensors[buffer["buffer"]]
         return program.add(f"{buffer['buffer']}_{index}", divide(tensor, size)[index]) if tensor.dim() else buffer
 
     step.operator, step.args, step.kwargs = DEQUANTIZE, [part(whole), part(scale), part(zero_point), axis], {}
+
+
+def _take_integers(program: Program, step: Step, division: Step, dequantization: Step) -> None:
+    divided = f"{division.name}_integers"
+    if divided not in program.steps:
+        args = [dequantization.args[0], *division.args[1:]]
+        program.insert_before(division, Step(divided, division.operator, args, division.kwargs, division.module))
+    part = Step(f"{step.name}_integers", step.operator, [{"value": divided}, step.args[1]], {}, step.module)
+    program.insert_before(step, part)
+    step.operator, step.args, step.kwargs = DEQUANTIZE, [{"value": part.name}, *dequantization.args[1:]], {}
 
 
 def _quantize_bias(program: Program, step: Step) -> None:

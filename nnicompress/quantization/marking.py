@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnicompress.errors import UserError
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
+from nnicompress.quantization.fixed import BinaryActivations
 from nnicompress.quantization.frozen import dequantize, quantize
 from nnicompress.quantization.learned import LearnedQuantizer
 
@@ -29,14 +30,16 @@ def mark(model: nn.Module) -> int:
     for name, module in model.named_modules():
         if not isinstance(module, FakeQuantizer):
             continue
-        if not any(type(module).simulate is kind.simulate for kind in _KNOWN):
+        signs = isinstance(module, BinaryActivations)
+        if not signs and not any(type(module).simulate is kind.simulate for kind in _KNOWN):
             raise UserError(
                 f"{name} ({type(module).__name__}) changes values before it rounds them, so its weights can't be "
                 "frozen while they are trained; freeze the model with the quantizer's result"
             )
         simulating = module.simulating
         count += simulating
-        module.__class__ = type("Marked", (type(module),), {"forward": _forward if simulating else _same})
+        forward = _same if not simulating else _signs if signs else _forward
+        module.__class__ = type("Marked", (type(module),), {"forward": forward})
     return count
 
 
@@ -45,6 +48,10 @@ def _forward(quantizer: FakeQuantizer, x: Tensor) -> Tensor:
     scheme = quantizer.scheme
     result: Any = _fake_quantize(x, scale, zero_point, scheme.quant_min, scheme.quant_max, scheme.granularity.axis)
     return result  # type: ignore[no-any-return]
+
+
+def _signs(quantizer: FakeQuantizer, x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def _same(quantizer: FakeQuantizer, x: Tensor) -> Tensor:

@@ -163,10 +163,10 @@ def _joined_mask(
     if attn_mask is not None:
         joined = _added(attn_mask, query.dtype)
         if joined.dim() == 3:
-            joined = joined.view(len(query), -1, *joined.shape[1:])
+            joined = joined.view(query.shape[0], -1, *joined.shape[1:])
     if padding is not None:
         padding = padding if batched else padding.unsqueeze(0)
-        left_out = _added(padding, query.dtype).view(len(key), 1, 1, -1)
+        left_out = _added(padding, query.dtype).view(key.shape[0], 1, 1, -1)
         joined = left_out if joined is None else joined + left_out
     return joined
 

@@ -59,6 +59,7 @@ class PartialPlans:
             {place: tensor for place, tensor in whole.tensors.items() if place in places},
             whole.unquantized,
             {place: norm for place, norm in whole.folded.items() if place in places},
+            tuple(place for place in whole.signs if place in places),
         )
 
     def _places(self, layers: Collection[str], calls: Collection[str]) -> frozenset[str]:

@@ -362,10 +362,9 @@ class Quantizer:
 
     def _result(self, plan: Plan) -> QuantizationResult:
         tensors: dict[str, QuantizedTensor] = {}
-        unquantized = list(plan.unquantized)
+        signs = tuple(p for p, quantizer in self._quantizers.items() if isinstance(quantizer, BinaryActivations))
         for place, quantizer in self._quantizers.items():
-            if isinstance(quantizer, BinaryActivations):
-                unquantized.append(f"{place}: signs, which no affine integers stand for")
+            if place in signs:
                 continue
             scale, zero_point = (value.detach().cpu().clone() for value in quantizer.quantization_parameters())
             tensors[place] = QuantizedTensor(quantizer.scheme, scale, zero_point)
@@ -374,7 +373,7 @@ class Quantizer:
             for weight in plan.weights
             if weight.batch_norm is not None and self._quantizers[weight.place].batch_norm
         }
-        return QuantizationResult(tensors, tuple(unquantized), folded)
+        return QuantizationResult(tensors, tuple(plan.unquantized), folded, signs)
 
     @torch.no_grad()
     def _leave_weights(self, model: nn.Module, plan: Plan) -> None:

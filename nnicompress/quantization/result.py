@@ -39,6 +39,8 @@ class QuantizationResult:
     """What was selected and stays in float, one line each, with the reason."""
     folded: Mapping[str, str] = field(default_factory=dict)
     """Place of a weight -> the batch norm that is folded into it before it is quantized."""
+    signs: tuple[str, ...] = ()
+    """Places of activations of which the signs pass, -1 or 1: no affine integers stand for these two."""
 
     @property
     def summary(self) -> str:
@@ -47,7 +49,8 @@ class QuantizationResult:
         for tensor in self.tensors.values():
             counts[tensor.scheme.dtype] = counts.get(tensor.scheme.dtype, 0) + 1
         types = ", ".join(f"{count} {dtype}" for dtype, count in sorted(counts.items()))
-        return f"quantized {len(self.tensors)} tensors ({types})"
+        signs = f", {len(self.signs)} sign" if self.signs else ""
+        return f"quantized {len(self.tensors) + len(self.signs)} tensors ({types}{signs})"
 
 
 def save_quantization(result: QuantizationResult, folder: Path) -> None:
@@ -72,6 +75,7 @@ def to_state(result: QuantizationResult) -> dict[str, Any]:
         "tensors": {place: asdict(tensor.scheme) for place, tensor in result.tensors.items()},
         "unquantized": list(result.unquantized),
         "folded": dict(result.folded),
+        "signs": list(result.signs),
     }
     return {"document": document, "arrays": arrays}
 
@@ -83,4 +87,4 @@ def from_state(state: Mapping[str, Any]) -> QuantizationResult:
     for place, values in document["tensors"].items():
         scheme = Scheme(**{**values, "granularity": Granularity(**values["granularity"])})
         tensors[place] = QuantizedTensor(scheme, arrays[f"{place}.scale"], arrays[f"{place}.zero_point"])
-    return QuantizationResult(tensors, tuple(document["unquantized"]), document["folded"])
+    return QuantizationResult(tensors, tuple(document["unquantized"]), document["folded"], tuple(document["signs"]))

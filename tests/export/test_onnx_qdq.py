@@ -19,7 +19,7 @@ from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.quantization.lowering import lower
-from nnicompress.quantization.scheme import Scheme
+from nnicompress.quantization.scheme import Granularity, Scheme
 from tests.quantization.by_hand import calibrate, image, network, other_inputs, quantized, simulate
 
 onnx = pytest.importorskip("onnx")
@@ -93,6 +93,60 @@ def test_projections_that_share_a_weight_run_in_integers(granularity: str, tmp_p
     coverage = integer_coverage(tmp_path / "m.onnx")
     assert coverage.integer["QGemm"] == 6, coverage.summary
     assert not coverage.weighted_in_float
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values are one product, divided as GPT-2 or as timm divides it."""
+
+    def __init__(self, divide: str) -> None:
+        super().__init__()
+        self.divide = divide
+        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole: Tensor = self.qkv(x)
+        if self.divide == "unbind":
+            parts = whole.view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            divided = whole.chunk(3, dim=2) if self.divide == "chunk" else whole.split(16, dim=2)
+            parts = tuple(part.view(*x.shape[:2], 4, 4).transpose(1, 2) for part in divided)
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        return self.head(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("divide", ["chunk", "split", "unbind"])
+def test_products_of_parts_of_one_projection_run_in_integers(divide: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Fused(divide).eval(), ((torch.randn(3, 7, 16),), {})
+    frozen = freeze(model, inputs, quantized(model, inputs, [{"op_types": ["Linear"]}], trains=False))
+    FORMATS["onnx"].export(frozen, inputs, tmp_path / "m.onnx")
+    loaded = FORMATS["onnx"].load(tmp_path / "m.onnx", frozen, inputs)
+    assert_near(frozen, loaded, ((torch.randn(5, 7, 16),), {}))
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert not coverage.weighted_in_float, coverage.summary
+    assert sum(count for kernel, count in coverage.integer.items() if "MatMul" in kernel) == 2
+
+
+def test_a_batch_norm_turns_the_lowest_integer_around() -> None:
+    """-128 has no opposite in 8 bits: the convolution is folded still, and a weight is one step off."""
+    model, inputs = network("residual")
+    model = simulate(model, inputs)
+    convolution, norm = model.stem[0], model.stem[1]
+    with torch.no_grad():
+        norm.weight[:2] = torch.tensor([-0.9, 0.7])
+        before = convolution.quantizers["weight"]
+        convolution.weight[:, 0, 0, 0] = -128 * before.scale
+        scheme = Scheme("int8", symmetric=True, granularity=Granularity(0), full_range=True)
+        convolution.quantizers["weight"] = after = FakeQuantizer(scheme, convolution.weight.shape)
+        after.set_parameters(before.scale, before.zero_point)
+        after.observing, after.simulating = False, True
+    frozen = freeze(model, inputs)
+    stored = dict(frozen.named_buffers())["stem.0.weight"]
+    assert int(stored.min()) == -128, "the test's premise"
+    lowered = lower(frozen, inputs)
+    assert "aten.batch_norm.default" not in [step[1] for step in lowered.frozen_program["steps"]]
+    folded = next(t for name, t in lowered.named_buffers() if name.endswith("stem.0.weight_folded"))
+    assert (int(folded[0, 0, 0, 0]), int(folded[1, 0, 0, 0])) == (127, -128)
 
 
 def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lsq": {"method": "lsq"},
     "lsq_plus": {"method": "lsq_plus"},
     "dorefa": {"method": "dorefa"},
+    "bnn": {"method": "bnn", "backend": "none"},
 }
 
 

@@ -115,7 +115,7 @@ class Watched(Quantizer):
         return super()._result(plan)
 
 
-@pytest.mark.parametrize("method", ["observed", "lsq", "lsq_plus", "dorefa"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_result_simulates_the_trained_model_bit_for_bit(method: str) -> None:
     model = make_net()
     quantizer = Watched([FOUR_BITS], make_evaluator(model), calibration_steps=3, **METHODS[method])

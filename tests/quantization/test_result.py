@@ -25,14 +25,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         },
         ("head: no",),
         {"conv/weight": "norm"},
+        ("conv/input_0",),
     )
     save_quantization(result, tmp_path)
     loaded = load_quantization(tmp_path)
-    assert loaded.folded == {"conv/weight": "norm"}
+    assert loaded.folded == {"conv/weight": "norm"} and loaded.signs == ("conv/input_0",)
     assert loaded.unquantized == result.unquantized and loaded.tensors.keys() == result.tensors.keys()
     for place, tensor in result.tensors.items():
         found = loaded.tensors[place]
         assert found.scheme == tensor.scheme
         assert torch.equal(found.scale, tensor.scale) and torch.equal(found.zero_point, tensor.zero_point)
         assert found.zero_point.dtype == torch.int32
-    assert result.summary == "quantized 2 tensors (1 int4, 1 uint8)"
+    assert result.summary == "quantized 3 tensors (1 int4, 1 uint8, 1 sign)"
