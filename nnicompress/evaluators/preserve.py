@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 
 def random_states() -> dict[str, Any]:
@@ -79,7 +81,7 @@ def in_evaluation(model: nn.Module, *, training: type[nn.Module] | tuple[type[nn
     """Within the context everything in `model` runs in evaluation mode, whatever a training loop says.
 
     The outermost module that the loop calls stays as the loop has it: its forward may return a loss in training only.
-    Modules of the types `training` are in training mode.
+    Functions that it calls drop nothing, either. Modules of the types `training` are in training mode.
     """
 
     def evaluate(module: nn.Module, args: Any) -> None:
@@ -91,10 +93,31 @@ def in_evaluation(model: nn.Module, *, training: type[nn.Module] | tuple[type[nn
     parents = [module for module in model.modules() if any(True for _ in module.children())]
     handles = [module.register_forward_pre_hook(evaluate) for module in parents]
     try:
-        yield
+        with _NothingDropped():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+_DROPOUTS = frozenset(
+    (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout)
+    + (functional.feature_alpha_dropout, torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout)
+)
+
+
+class _NothingDropped(TorchFunctionMode):
+    """`dropout(x, p, self.training)` in a forward that is in training mode gives `x`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is functional.scaled_dot_product_attention:
+            # query, key, value, attn_mask, dropout_p
+            args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, {**kwargs}
+            kwargs.pop("dropout_p", None)
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnicompress import exchange
+from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, StepEvent
 from nnicompress.evaluators.preserve import in_evaluation
 from nnicompress.quantization.fake_quantizer import FakeQuantizer, Watcher
@@ -54,7 +56,7 @@ def activation_ranges(
     watched = {quantizers[place][0]: _Plain(observer) for place, observer in observers.items()}
     _watch(evaluator, watched, num_batches, lambda: commit(list(observers.values())))
     for place, observer in observers.items():
-        assert observer.seen, f"{place} saw nothing"
+        _require_range(place, observer.low, observer.high)
         own = quantizers[place][0].observer
         if own is not None:
             own.low.copy_(observer.low)
@@ -62,6 +64,20 @@ def activation_ranges(
     ranges = {place: (observer.low, observer.high) for place, observer in observers.items()}
     ranges |= _histogram_ranges(evaluator, quantizers, ranges, num_batches)
     return {place: quantizers[place][0].scheme.parameters(*found) for place, found in ranges.items()}
+
+
+def _require_range(place: str, low: Tensor, high: Tensor) -> None:
+    """
+    Raises:
+        JobError: nothing was seen there, or values without a range.
+    """
+    if bool((low == torch.inf).any()):
+        raise JobError(
+            f"the calibration found no numbers at {place}: its forward takes another way, training_step doesn't call "
+            "the model, or the values are NaN; leave it out with exclude_op_names"
+        )
+    if not bool(torch.isfinite(torch.stack([low, high])).all()):
+        raise JobError(f"{place} has no range: the calibration found infinity or NaN among its values")
 
 
 def _histogram_ranges(
@@ -106,6 +122,9 @@ def lsq_activations(
         quantizer = quantizers[place]
         scheme, device = quantizer.scheme, quantizer.scale.device
         magnitude.reduce(device)
+        if not math.isfinite(magnitude.mean_absolute):
+            low = magnitude.low if magnitude.sums[1] == 0 else torch.tensor(torch.nan)
+            _require_range(place, low, low)
         negative = scheme.symmetric or float(magnitude.low) < 0
         zero = scheme.middle if negative else max(0, scheme.quant_min)
         scale = lsq_scale(torch.tensor(magnitude.mean_absolute), scheme.quant_max - zero)
@@ -148,16 +167,16 @@ def bias_corrections(
         module, quantizer, axis = layers[name]
 
         @torch.no_grad()
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             quantizer.simulating = True
-            error = output - module.forward(*args)
+            error = output - module.forward(*args, **kwargs)
             quantizer.simulating = False
             channels = error.movedim(axis, 0).flatten(1).double()
             sums[name].append(torch.cat([channels.sum(dim=1), channels.new_tensor([channels.shape[1]])]))
 
         return hook
 
-    handles = [module.register_forward_hook(compare(name)) for name, (module, _, _) in layers.items()]
+    handles = [module.register_forward_hook(compare(name), with_kwargs=True) for name, (module, _, _) in layers.items()]
     try:
         with in_evaluation(evaluator.model, training=FakeQuantizer):
             evaluator.iterate(num_batches)
@@ -166,6 +185,8 @@ def bias_corrections(
             handle.remove()
     found: dict[str, Tensor] = {}
     for name, parts in sums.items():
+        if not parts:
+            _require_range(name, *[torch.tensor(torch.inf)] * 2)
         total = exchange.total(torch.stack(parts).sum(dim=0))
         found[name] = (total[:-1] / total[-1]).float()
     return found

@@ -39,12 +39,19 @@ def freeze(model: nn.Module, inputs: ModelInput, result: QuantizationResult | No
     is left as it was; the frozen one is on the CPU.
 
     Raises:
-        UserError: nothing in the model simulates quantization, or not in a way that can be frozen (see `mark`).
+        UserError: nothing in the model simulates quantization, or not in a way that can be frozen (see `mark`), or a
+            parameter is in another precision than float32.
         JobError: the forward can't be captured, or doesn't compute the same twice.
     """
     if result is not None:
         with simulated(model, result):
             return freeze(model, inputs)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UserError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and a quantized model computes in float32 "
+                "between its integers: model.float() before it is frozen"
+            )
     before = copy.deepcopy(model).cpu().eval()
     marked = copy.deepcopy(before)
     if not mark(marked):

@@ -223,13 +223,24 @@ class _Placement:
         parameters = ("in_proj_weight", "out_proj.weight") if isinstance(module, nn.MultiheadAttention) else ("weight",)
         for parameter in parameters:
             scheme = self.profile.weight_scheme(asked, module, channel_axis(module))
-            shape = module.get_parameter(parameter).shape
+            shape = self._parameter(name, module, parameter).shape
             try:
                 scheme.shape(shape)
             except ValueError as error:
                 key = f"targets.{self.targets[name][0]}.granularity"
                 raise ConfigError(f"{name}.{parameter}: {error}", key=key) from error
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
+
+    def _parameter(self, name: str, module: nn.Module, parameter: str) -> nn.Parameter:
+        owner, _, leaf = parameter.rpartition(".")
+        found = getattr(module.get_submodule(owner), leaf)
+        if not isinstance(found, nn.Parameter):
+            raise UserError(
+                f"{name}.{parameter} is computed in each forward (by weight_norm, spectral_norm or another "
+                "parametrization); make it a parameter first (torch.nn.utils.parametrize.remove_parametrizations, "
+                "remove_weight_norm), or leave the layer out with exclude_op_names"
+            )
+        return found
 
     def _bias(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
         weight = next((w for w in self.plan.weights if w.module == name and w.parameter == "weight"), None)
@@ -254,7 +265,9 @@ class _Placement:
             return None
         name = readers[0].leaf
         once = self.recorded.runs[name] == 1 and self.recorded.runs[call.leaf or ""] == 1
-        return name if once and type(self.modules[name]) in BATCH_NORMS else None
+        norm = self.modules[name]
+        folds = type(norm) in BATCH_NORMS and norm.running_var is not None
+        return name if once and folds else None
 
     # ------------------------------------------------------------------------------------------------------- functions
 

@@ -74,6 +74,8 @@ class Quantizer:
         self._listener = listener
         self._quantizers: dict[str, FakeQuantizer] = {}
         self._step = 0
+        self._corrected: list[tuple[Tensor, Tensor]] = []
+        """What a bias correction changed, each with what it held before."""
         self._resume: Mapping[str, Any] | None = None
 
     @staticmethod
@@ -139,7 +141,12 @@ class Quantizer:
                 exchange.check_equal("the ranges", self._parameters(), _UNEQUAL_RANGES)
                 result = self._result(plan)
                 self._leave_weights(model, plan)
+            except BaseException:
+                for tensor, before in self._corrected:
+                    tensor.copy_(before)
+                raise
             finally:
+                self._corrected = []
                 attached.remove()
         self._listener(Note(result.summary))
         if result.unquantized:
@@ -240,14 +247,13 @@ class Quantizer:
         with torch.enable_grad():
             shifts = calibration.bias_corrections(self.evaluator, layers, self.settings.calibration_steps)
         for name, shift in shifts.items():
-            bias = getattr(model.get_submodule(name), "bias", None)
-            if bias is not None:
-                bias += shift.to(bias)
-                continue
-            # A batch norm subtracts its mean from what arrives: a smaller mean is a larger bias before it.
-            mean = model.get_submodule(behind[name] or "").running_mean
-            assert isinstance(mean, Tensor)
-            mean -= shift.to(mean)
+            corrected = getattr(model.get_submodule(name), "bias", None)
+            if corrected is None:
+                # A batch norm subtracts its mean from what arrives: a smaller mean is a larger bias before it.
+                corrected, shift = model.get_submodule(behind[name] or "").running_mean, -shift
+                assert isinstance(corrected, Tensor)
+            self._corrected.append((corrected.detach(), corrected.detach().clone()))
+            corrected += shift.to(corrected)
 
     # --------------------------------------------------------------------------------------------------------- training
 

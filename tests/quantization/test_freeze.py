@@ -78,6 +78,15 @@ def test_every_method_is_frozen_as_its_result_says(method: str) -> None:
     assert_frozen_as_found("plain", method)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_precision_is_refused_in_one_line(dtype: torch.dtype) -> None:
+    model, inputs = network("plain")
+    result = quantized(model, inputs, trains=False)
+    expected = rf"stem.0.weight is {str(dtype)[6:]}, and a quantized model computes in float32 .* model.float\(\)"
+    with pytest.raises(UserError, match=expected):
+        freeze(model.to(dtype), inputs, result)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "residual"])
 @pytest.mark.parametrize("method", METHODS)

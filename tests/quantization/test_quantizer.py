@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from nnicompress.errors import InputErrors, UserError
+from nnicompress.errors import InputErrors, JobError, UserError
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.evaluators.training_step import SupervisedStep
@@ -155,6 +155,75 @@ def test_simulation_is_the_formula() -> None:
     b = torch.round(model[0].bias / step) * step
     with simulated(model, result):
         torch.testing.assert_close(model(x), a @ w.t() + b)
+
+
+class Spoiled(nn.Module):
+    """Two layers, and between them what a calibration may meet."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.between = between
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x.mean(dim=(1, 2)))))
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (lambda x: x - torch.inf, "/sub_0/output_0 has no range: the calibration found infinity or NaN"),
+        (lambda x: x / 0 - x / 0, "/sub_0/output_0.* NaN"),
+    ],
+)
+@pytest.mark.parametrize("method", ["observed", "lsq"])
+def test_values_without_a_range_are_one_line(between: Any, message: str, method: str) -> None:
+    model = Spoiled(between)
+    evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.1), training_step)
+    quantizer = Quantizer([{}], evaluator, method=method, trains=method == "lsq")
+    with pytest.raises(JobError, match=message):
+        quantizer.compress(model, **({"max_steps": 1} if method == "lsq" else {}))
+
+
+def test_a_training_step_that_calls_only_a_part_is_one_line() -> None:
+    model = make_net()
+    evaluator = TorchEvaluator(
+        loop,
+        trace(torch.optim.SGD)(model.parameters(), lr=0.1),
+        lambda batch, model: model.stem(batch[0]).square().mean(),
+        dummy_input=batches()[0][0],
+    )
+    for correct in (False, True):
+        quantizer = Quantizer([{}], evaluator, trains=False, bias_correction=correct)
+        with pytest.raises(
+            JobError, match="the calibration found no numbers at .*training_step doesn't call the model"
+        ):
+            quantizer.compress(model)
+
+
+def test_a_calibration_that_is_interrupted_leaves_the_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_net()
+    before = copy.deepcopy(model.state_dict())
+
+    def interrupted(*args: Any) -> None:
+        assert any(
+            not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if name in before
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnicompress.quantization.calibration.activation_ranges", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compressed(model, trains=False, target={}, bias_correction=True)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_weight_that_is_computed_is_named() -> None:
+    model = make_net()
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(model.head)
+    with pytest.raises(UserError, match=r"head.weight is computed in each forward \(by weight_norm"):
+        compressed(model)
 
 
 def test_calibration_without_training_moves_no_weight_and_quantizes_well() -> None:
