@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nnicompress.errors import JobError, UserError
+from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export.comparison import compare_outputs
+from nnicompress.export.divergence import ROUNDING, layer_differences
+from nnicompress.export.formats import FORMATS
 from nnicompress.export.program import ProgramModel, export_program
 from nnicompress.quantization.attach import simulated
 from nnicompress.quantization.fake_quantize import fake_quantize
@@ -63,7 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def assert_frozen_as_found(name: str, method: str) -> None:
+def assert_frozen_as_found(name: str, method: str) -> tuple[FrozenModel, ModelInput]:
     model, inputs = network(name)
     result = quantized(model, inputs, **METHODS[method])
     frozen = freeze(model, inputs, result)
@@ -71,6 +75,7 @@ def assert_frozen_as_found(name: str, method: str) -> None:
     with simulated(model, result):
         for batch, longer in ((1, 0), (3, 5)):
             assert_equal(model.eval(), frozen, other_inputs(inputs, batch, longer))
+    return frozen, inputs
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,8 +95,19 @@ def test_another_precision_is_refused_in_one_line(dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "residual"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_on_every_network(name: str, method: str) -> None:
-    assert_frozen_as_found(name, method)
+def test_every_method_on_every_network_down_to_the_file(name: str, method: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    frozen, inputs = assert_frozen_as_found(name, method)
+    file = tmp_path / "m.onnx"
+    FORMATS["onnx"].export(frozen, inputs, file)
+    for batch, longer in ((1, 0), (4, 3)):
+        others = other_inputs(inputs, batch, longer)
+        if method == "bnn":  # signs, computed in float
+            compare_outputs(FORMATS["onnx"].load(file, frozen, inputs), frozen, [others], tolerance=1e-4, what="it")
+            continue
+        differences = layer_differences(frozen, file, others)
+        assert differences and differences[0].mean < 0.01, "the first is off at rounding ties alone"
+        assert max(one.mean for one in differences) < ROUNDING
 
 
 @pytest.mark.parametrize("weight_dtype", ["int2", "int4", "int8"])
