@@ -15,7 +15,7 @@ from nnicompress.errors import ConfigError
 from nnicompress.evaluators.contract import Evaluator
 from nnicompress.events import Listener, Note
 from nnicompress.pruning.blocks import AUTO, KEY, Sequences, divide, find_sequences, named_sequences
-from nnicompress.pruning.chain import Chain
+from nnicompress.pruning.chain import Chain, NoChainError
 from nnicompress.pruning.importance import Importance
 from nnicompress.pruning.plan import Plan
 from nnicompress.pruning.settings import ImportanceSettings
@@ -51,10 +51,10 @@ def parts(
             continue
         try:
             chain = Chain.record(evaluator, name, blocks, settings.training_steps)
-        except ConfigError as error:
+        except NoChainError as error:
             if settings.blocks != AUTO:
                 raise
-            tell(Note(error.message, warning=True))
+            tell(Note(f"{error.reason}; its layers are scored at once", warning=True))
             rest = sum(of_blocks, rest)
             continue
         tell(Note(f"{importance.name} goes through the {len(blocks)} blocks of {name}, one after the other"))

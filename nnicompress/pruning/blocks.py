@@ -65,7 +65,7 @@ def named_sequences(model: nn.Module, names: Iterable[str], *, key: str = KEY) -
         if len(set(blocks)) < len(blocks):
             raise ConfigError(
                 f"{name} holds the same module several times, so its blocks can't be pruned one after the other; "
-                f"set it to null",
+                "null scores its layers at once",
                 key=key,
             )
         outer = next((other for other in found if _within(name, other) or _within(other, name)), None)

@@ -25,6 +25,14 @@ from nnicompress.evaluators.preserve import in_evaluation, same_random_states, s
 from nnicompress.pruning.blocks import KEY
 
 
+class NoChainError(ConfigError):
+    """A sequence of blocks that can't be run one after the other; `reason` says where it departs."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.reason = f"{name} can't be pruned block by block: {reason}"
+        super().__init__(f"{self.reason}; null scores its layers at once", key=KEY)
+
+
 @dataclass(frozen=True)
 class _Returned:
     """Stands in a call for a tensor that the block before returns, the `index`-th of them."""
@@ -67,7 +75,7 @@ class Chain:
         """The chain of `blocks`, `num_batches` batches of the evaluator's bound model at its entrance.
 
         Raises:
-            ConfigError: they are no chain: a block is called several times or not at all in a forward, or takes what
+            NoChainError: they are no chain: a block is called several times or not at all in a forward, or takes what
                 something else than the block before computes of its input.
         """
         recorder = _Recorder(name, len(blocks))
@@ -145,16 +153,13 @@ class _Recorder:
         )
 
     def finished(self) -> list[_Batch]:
-        """The batches; a ConfigError where the blocks are no chain."""
+        """The batches; a NoChainError where the blocks are no chain."""
         if self.fault is None and not self.batches:
             self.fault = "no block of it is called in a training step"
         if self.fault is None and self._due:
             self.fault = f"{self._block(self._due)} isn't called in every forward"
         if self.fault is not None:
-            raise ConfigError(
-                f"{self.name} can't be pruned block by block: {self.fault}; set it to null, or name another sequence",
-                key=KEY,
-            )
+            raise NoChainError(self.name, self.fault)
         return self.batches
 
     def _counts(self) -> bool:

@@ -21,22 +21,37 @@ def kept_of(granularity: str | Sequence[int]) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def pool_shape(granularity: str, shape: Sequence[int], *, tensor: str, key: str) -> tuple[int, ...]:
+def pool_shape(granularity: str, shape: Sequence[int], *, inputs: int, tensor: str, key: str) -> tuple[int, ...]:
     """The lengths of a pool of which N:M keeps N weights: M input channels at one output and place.
 
-    So lie the weights that a sparse matrix product of NVIDIA's reads (Mishra et al. 2021, section 3).
+    So lie the weights that a sparse matrix product of NVIDIA's reads (Mishra et al. 2021, section 3). `inputs` is the
+    dimension of the input channels.
 
     Raises:
         ConfigError: the tensor has no input channels, or M does not divide them.
     """
     found = kept_of(granularity)
     assert found is not None, granularity
-    if len(shape) < 2 or shape[1] % found[1]:
-        has = f"{shape[1]} input channels" if len(shape) > 1 else "no input channels"
+    if len(shape) < 2 or shape[inputs] % found[1]:
+        has = f"{shape[inputs]} input channels" if len(shape) > 1 else "no input channels"
         raise ConfigError(
             f"{granularity} needs a multiple of {found[1]} input channels, and {tensor} has {has}", key=key
         )
-    return (1, found[1]) + (1,) * (len(shape) - 2)
+    return tuple(found[1] if dim == inputs else 1 for dim in range(len(shape)))
+
+
+def output_pool(shape: Sequence[int], *, outputs: int, groups: int = 1) -> tuple[int, ...]:
+    """The lengths of a pool of all weights that one output sums over.
+
+    `outputs` is the dimension of the output channels. Where that is not the first, the first holds the input channels
+    of all `groups` of a transposed convolution, and an output sums over those of its own.
+    """
+    if len(shape) < 2:
+        return (1,) * len(shape)
+    lengths = [1 if dim == outputs else size for dim, size in enumerate(shape)]
+    if outputs:
+        lengths[0] //= groups
+    return tuple(lengths)
 
 
 def lowest_in_pools(

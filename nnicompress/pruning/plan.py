@@ -9,7 +9,7 @@ from torch import nn
 
 from nnicompress.errors import ConfigError
 from nnicompress.graph.widths import ChannelGroups, Slot, Width
-from nnicompress.pruning.granularity import block_shape, kept_of, pool_shape
+from nnicompress.pruning.granularity import block_shape, kept_of, output_pool, pool_shape
 from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, WIDTH_KINDS, PrunerSettings, TensorSettings
 from nnicompress.pruning.targets import Selection, parameter_names, select
 
@@ -109,14 +109,18 @@ def make_plan(model: nn.Module, settings: PrunerSettings, groups: ChannelGroups 
                     known = widths.get(width_target.width.name)
                     widths[width_target.width.name] = width_target if known is None else _merged(known, width_target)
                 continue
-            for parameter in dict.fromkeys(owners.values()):
+            for owner, parameter in owners.items():
+                module = model.get_submodule(owner)
                 shape, key = parameters[parameter].shape, f"targets.{name}.granularity"
                 block = block_shape(granularity, shape, tensor=parameter, key=key)
                 pool = None
                 if kept_of(granularity) is not None:
-                    pool = pool_shape(str(granularity), shape, tensor=parameter, key=key)
+                    pool = pool_shape(
+                        str(granularity), shape, inputs=_channel_dim(module, "input_channel"), tensor=parameter, key=key
+                    )
                 elif settings.allocation.within == "output":
-                    pool = (1, *shape[1:])
+                    outputs = _channel_dim(module, "output_channel")
+                    pool = output_pool(shape, outputs=outputs, groups=getattr(module, "groups", 1))
                 own = TensorTarget(parameter, name, asked, block, pool)
                 before = tensors.setdefault(parameter, own)
                 same = (before.settings.sparse_ratio, before.block, before.pool) == (asked.sparse_ratio, block, pool)
@@ -231,6 +235,7 @@ def _parameters_under(model: nn.Module, modules: Iterable[str]) -> set[str]:
 
 
 def _channel_dim(module: nn.Module, granularity: str) -> int:
-    """The dimension of a module's weight that holds its output (or input) channels, for the reasons why they stay."""
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    """The dimension of a module's weight that holds its output (or input) channels."""
+    # Transformers' Conv1D is a linear layer whose weight lies [in, out].
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D"
     return 0 if (granularity != "input_channel") != transposed else 1

@@ -41,6 +41,7 @@ SETTINGS = {
         "compressor.targets.convs.op_types=[Linear]",
     ],
     "model/gpt2": ["data=pydoc_topics", "evaluator=transformers", "compressor.targets.convs.op_types=[Conv1D]"],
+    "model/llama": ["data=pydoc_topics", "evaluator=transformers", "compressor.targets.convs.op_types=[Linear]"],
     "data/pydoc_topics": ["model=gpt2", "evaluator=transformers", "compressor.targets.convs.op_types=[Conv1D]"],
 }
 # Local files that a test of the data itself writes: tests/data. The first key that the option asks for.
@@ -70,12 +71,12 @@ NEEDS_PACKAGE = {"model/timm": "timm", "model/torchvision": "torchvision"}
 
 
 def test_the_number_of_recipes_and_options() -> None:
-    assert len(RECIPES) == 17
+    assert len(RECIPES) == 18
     counts = {
         group: sum(option.startswith(f"{group}/") for option in OPTIONS) for group in {o.split("/")[0] for o in OPTIONS}
     }
     assert counts == {
-        "model": 12,
+        "model": 13,
         "data": 9,
         "optimizer": 4,
         "scheduler": 6,

@@ -124,6 +124,26 @@ def test_masks_hold_through_fine_tuning_and_bring_no_speed(tmp_path: Path) -> No
     assert report.pruned.startswith("pruned 50.0% of the selected weights") and report.shortfall == ()
 
 
+ZEROS_ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from load import load
+weights = load().state_dict().values()
+assert "nnicompress" not in sys.modules
+print(sum(int((weight == 0).sum()) for weight in weights if weight.dim() == 4))
+"""
+
+
+def test_what_is_deployed_of_a_masked_model_has_the_zeros_and_the_size_of_the_whole(tmp_path: Path) -> None:
+    report = run_job(make_job(tmp_path, {"train": {"max_steps": 3}, "prune": {}}, pruner=LEVEL))
+    pruned = load_file(tmp_path / "stages/02_prune/model.safetensors")
+    zeros = sum(int((tensor == 0).sum()) for tensor in pruned.values() if tensor.dim() == 4)
+    command = [sys.executable, "-I", "-c", ZEROS_ALONE, str(tmp_path / "model")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(found) == zeros > 1000
+    assert report.final.bytes == report.baseline.bytes and report.final.parameters == report.baseline.parameters
+
+
 def test_single_weights_cannot_be_shrunk(tmp_path: Path) -> None:
     stages = {"train": {"max_steps": 1}, "prune": {}, "shrink": {}}
     with pytest.raises(JobError, match="single weights were pruned"):

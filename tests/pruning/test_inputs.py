@@ -1,17 +1,25 @@
 """Statistics of layers' inputs against the same numbers computed from the activations themselves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AlbertConfig, AlbertModel
 
 from nnicompress.errors import JobError
+from nnicompress.evaluators.loop import TrainingLoop
+from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
+from nnicompress.models.outputs import OneOutput
 from nnicompress.pruning.importance import IMPORTANCES, InputStatistic
 from nnicompress.pruning.inputs import gather, spread
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.scores import measure
+from nnicompress.trace import trace
 from tests.pruning.simple import ConvNet, SimpleEvaluator, digits
 
 MEAN = InputStatistic(lambda values: values)
@@ -132,3 +140,82 @@ def test_a_tensor_that_is_multiplied_with_nothing_is_named():
     )
     with pytest.raises(JobError, match=r"wanda looks at the inputs of convolutions and linear layers.*bn\.weight"):
         pruner.compress(ConvNet())
+
+
+class Dropped(nn.Module):
+    """Dropout between an activation and the layer that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.dropout = nn.Linear(6, 8), nn.Linear(8, 3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.down(self.dropout(self.up(x).relu()))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_dropout_zeroes_is_no_zero_of_the_network(inside):
+    """Also where the loop calls a part of the model alone, as a Trainer does."""
+    torch.manual_seed(0)
+    inner = Dropped()
+    model = OneOutput(inner, "logits") if inside else inner
+    rows = torch.randn(12, 6)
+    evaluator = TorchEvaluator(
+        TrainingLoop(lambda seed: DataLoader(list(rows), batch_size=4), validate_every=0),
+        trace(torch.optim.SGD)(model.parameters(), lr=0.1),
+        lambda batch, model: (model.model if inside else model)(batch).square().mean(),
+    )
+    widths = find_channel_groups(capture(inner, (rows[:2],))).widths
+    if inside:
+        widths = [renamed(width, "model.") for width in widths]
+    with evaluator.bound(model):
+        scores = measure(evaluator, IMPORTANCES["apoz"], tuple(widths), {}, training_steps=3)
+    (found,) = scores.values()
+    np.testing.assert_allclose(found, (inner.up(rows) > 0).double().mean(0).numpy(), atol=1e-12)
+    assert all(module.training for module in model.modules())
+
+
+def renamed(width, prefix):
+    return dataclasses.replace(
+        width, slots=tuple(dataclasses.replace(slot, tensor=prefix + slot.tensor) for slot in width.slots)
+    )
+
+
+@pytest.mark.parametrize("name", ["apoz", "mean_activation", "wanda"])
+def test_shared_layers_are_scored_on_the_inputs_of_all_their_calls(name):
+    """ALBERT runs one layer three times: what its feed-forward output reads, from the states between the calls."""
+    torch.manual_seed(0)
+    model = AlbertModel(
+        AlbertConfig(
+            vocab_size=20,
+            embedding_size=8,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=6,
+            hidden_act="relu",
+            initializer_range=0.5,
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    tokens = torch.randint(20, (8, 6))
+    evaluator = TorchEvaluator(
+        TrainingLoop(lambda seed: DataLoader(list(tokens), batch_size=4), validate_every=0),
+        trace(torch.optim.SGD)(model.parameters(), lr=0.1),
+        lambda batch, model: model(batch).last_hidden_state.square().mean(),
+    )
+    groups = find_channel_groups(capture(model, (tokens[:2],)))
+    (width,) = [width for width in groups.widths if width.kind == "ffn"]
+    with evaluator.bound(model):
+        scores = measure(evaluator, IMPORTANCES[name], (width,), {}, training_steps=2)
+    layer = model.encoder.albert_layer_groups[0].albert_layers[0]
+    with torch.no_grad():
+        states = model(tokens, output_hidden_states=True).hidden_states[:3]
+        read = torch.cat([layer.ffn(layer.attention(state)[0]).relu().flatten(0, 1) for state in states]).double()
+        expected = {
+            "apoz": (read > 0).double().mean(0),
+            "mean_activation": read.mean(0),
+            "wanda": layer.ffn_output.weight.abs().double().sum(0) * read.square().mean(0).sqrt(),
+        }
+    np.testing.assert_allclose(scores[width.name], expected[name].numpy(), rtol=1e-5)

@@ -1,8 +1,11 @@
 """N:M and ranking within an output, against plain loops over the weight."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from nnicompress.errors import ConfigError, InputErrors
 from nnicompress.pruning.pruner import Pruner
@@ -53,6 +56,39 @@ def test_wanda_ranks_the_weights_of_each_output():
         granularity="element", allocation={"within": "output"},
     )  # fmt: skip
     assert (model.head.weight != 0).sum(1).tolist() == [64] * 10
+
+
+TRANSPOSED = {
+    "Conv1D": (Conv1D(6, 8), 1),
+    "transposed": (nn.ConvTranspose2d(8, 6, 3), 1),
+    "transposed, grouped": (nn.ConvTranspose2d(8, 6, 1, groups=2), 2),
+}
+"""Layers whose weight has its inputs first, and the groups of them."""
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_weights_that_lie_the_other_way_are_ranked_for_each_output_too(name):
+    layer, groups = copy.deepcopy(TRANSPOSED[name])
+    before = layer.weight.detach().clone()
+    model = nn.Sequential(layer)
+    prune(
+        model, {"op_names": ["0"], "sparse_ratio": 0.5}, granularity="element", allocation={"within": "output"}
+    )  # fmt: skip
+    per_group = before.shape[0] // groups
+    for group in range(groups):
+        rows = slice(group * per_group, (group + 1) * per_group)
+        for column in range(before.shape[1]):
+            old, new = before[rows, column].flatten(), layer.weight[rows, column].flatten()
+            largest = old.abs().argsort(descending=True)[: len(old) // 2].sort().values
+            assert torch.equal(new.nonzero().flatten(), largest)
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_two_of_four_inputs_where_the_weight_lies_the_other_way(name):
+    model = nn.Sequential(copy.deepcopy(TRANSPOSED[name][0]))
+    prune(model, {"op_names": ["0"]}, granularity="2:4")
+    kept = (model[0].weight != 0).flatten(1)
+    assert bool((kept.view(2, 4, -1).sum(1) == 2).all())
 
 
 def test_what_was_removed_within_an_output_stays_removed():
