@@ -12,7 +12,7 @@ from torch import nn
 
 from nnicompress.graph import ChannelGroups, capture, find_channel_groups, prunable_fraction
 from nnicompress.shrink import Proof, prove, shrink
-from tests.graph.families import FAMILIES, OUTPUTS, Inputs
+from tests.graph.families import FAMILIES, OUTPUTS, Family, Inputs
 from tests.shrink.removals import masked_copy, remove_share
 from tests.zoo import perturb_norms
 
@@ -21,7 +21,6 @@ from tests.zoo import perturb_norms
 class Trial:
     """`expected` is the number of parameters that masks leave, counted element by element; `kinds` counts widths."""
 
-    family: str
     fraction: float
     kinds: Counter[str]
     before: int
@@ -33,19 +32,30 @@ class Trial:
 
 def groups_of(name: str, inside_heads: bool, hidden: bool) -> tuple[nn.Module, ChannelGroups, list[Inputs]]:
     """The family with random weights and perturbed norms, its channel groups, and inputs of two shapes."""
-    model, example, other = FAMILIES[name]()
+    return prepared(FAMILIES[name](), OUTPUTS.get(name, ()), inside_heads, hidden)
+
+
+def prepared(
+    family: Family, outputs: tuple[str, ...], inside_heads: bool, hidden: bool
+) -> tuple[nn.Module, ChannelGroups, list[Inputs]]:
+    """The same for a network that is no family."""
+    model, example, other = family
     perturb_norms(model)
     for parameter in model.parameters():
         if parameter.dim() > 1 and float(parameter.detach().std()) == 0:  # a table that starts as zeros
             nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-    captured = capture(model, *example, outputs=OUTPUTS.get(name, ()))
+    captured = capture(model, *example, outputs=outputs)
     return model, find_channel_groups(captured, inside_heads=inside_heads, hidden=hidden), [example, other]
 
 
 def trial(name: str, ratio: float, inside_heads: bool = False, hidden: bool = True) -> Trial:
     """Remove a random share of every width, and prove the result on both inputs."""
+    return trial_of(*groups_of(name, inside_heads, hidden), ratio)
+
+
+def trial_of(model: nn.Module, groups: ChannelGroups, batches: list[Inputs], ratio: float) -> Trial:
+    """The same for what `prepared` gives."""
     started = time.perf_counter()
-    model, groups, batches = groups_of(name, inside_heads, hidden)
     removal = remove_share(groups, ratio)
     masked = masked_copy(model, groups, removal)
     compact = shrink(masked, groups, removal)
@@ -54,7 +64,6 @@ def trial(name: str, ratio: float, inside_heads: bool = False, hidden: bool = Tr
     for parameter in ones.parameters():
         nn.init.ones_(parameter)
     return Trial(
-        name,
         prunable_fraction(model, groups),
         Counter(width.kind for width in groups.widths),
         _count(model),
