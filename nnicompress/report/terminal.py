@@ -74,8 +74,10 @@ def _over_spread(value: str, spread: str) -> Text:
 def _layers(report: Report) -> Table | None:
     if not report.layers:
         return None
-    table = _titled(f"{report.layers[0].unit.capitalize()} kept")
+    several = len({layer.unit for layer in report.layers}) > 1
+    table = _titled(f"{words.units(report).capitalize()} kept")
     table.add_column("layer", no_wrap=True)
+    table.add_column("what" if several else "", style="dim")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_column("")
@@ -83,7 +85,8 @@ def _layers(report: Report) -> Table | None:
     for layer in report.layers:
         kept = round(20 * layer.after / layer.before)
         bar = Text.assemble(("━" * kept, "cyan"), ("·" * (20 - kept), "bright_black"))
-        table.add_row(layer.name, str(layer.before), str(layer.after), bar, Text(layer.note, style="yellow"))
+        unit = layer.unit if several else ""
+        table.add_row(layer.name, unit, str(layer.before), str(layer.after), bar, Text(layer.note, style="yellow"))
     return table
 
 
