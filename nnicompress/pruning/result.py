@@ -142,8 +142,10 @@ class PruningResult:
             f"{total.removed_ratio:.1%} of the selected {unit} (asked: {total.asked_ratio:.1%})"
             for unit, total in self.totals.items()
         ]
+        *others, last = parts
         places = sum(row.removed > 0 for row in self.rows)
-        return f"pruned {' and '.join(parts)}, in {places} of {len(self.rows)} places"
+        listed = f"{', '.join(others)} and {last}" if others else last
+        return f"pruned {listed}, in {places} of {len(self.rows)} places"
 
 
 def _shared(note: str, unit: str, rows: Sequence[PrunedRow]) -> str:

@@ -236,9 +236,9 @@ def test_a_check_tells_which_widths_of_a_kind_a_target_comes_to() -> None:
     attention = "model.vit.layers.0.attention"
     assert heads.modules == tuple(f"{attention}.{name}" for name in ("q_proj", "k_proj", "v_proj"))
     assert heads.widths == (f"4 heads: {attention}.q_proj",)
-    assert feed_forward.widths == ("256 channels: model.vit.layers.0.mlp.fc1",)
+    assert feed_forward.widths == ("256 feed-forward channels: model.vit.layers.0.mlp.fc1",)
     assert hidden.modules == (f"{attention}.o_proj", "model.vit.layers.0.mlp.fc2")
-    assert hidden.widths == ("64 channels: model.vit.embeddings.patch_embeddings.projection",)
+    assert hidden.widths == ("64 hidden channels: model.vit.embeddings.patch_embeddings.projection",)
 
 
 def test_mistakes_of_every_kind_are_shown_at_once() -> None:

@@ -40,9 +40,12 @@ def test_heads_are_counted_as_heads() -> None:
         LayerRecord(name="embedding", before=64, after=64),
     )
     text = shown(make_report(layers=layers))
-    assert "Heads and feed-forward channels kept" in text
-    for name, cells in (("query", ["heads", "4", "1"]), ("embedding", ["channels", "64", "64"])):
-        assert [cell.strip() for cell in row(text, name) if cell.strip()][:3] == cells
+    heads, feed_forward, channels = (
+        text.index(title) for title in ("Heads kept", "Feed-forward channels kept", "\nChannels kept")
+    )
+    assert heads < text.index("query") < feed_forward < text.index("dense") < channels < text.index("embedding")
+    for name, cells in (("query", ["4", "1", "━━━━━···············"]), ("embedding", ["64", "64", "━" * 20])):
+        assert [cell.strip() for cell in row(text, name) if cell.strip()] == cells
 
 
 def test_masks_only_and_smoke_are_said_first() -> None:
