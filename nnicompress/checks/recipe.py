@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -26,19 +26,22 @@ from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unk
 from nnicompress.config.schema import CompressorSettings, RecipeSettings, RecipeStage, examine
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
-from nnicompress.errors import ConfigError, InputErrors, UserError
+from nnicompress.errors import ConfigError, InputErrors, JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
 from nnicompress.export.inference import inference_facts
 from nnicompress.factory import build_data, built
+from nnicompress.graph.widths import UNITS
+from nnicompress.models.outputs import class_name
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
 from nnicompress.pipeline.settings import QuantizeSettings, StartSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
+from nnicompress.pruning import plan as pruning_plan
 from nnicompress.pruning.pruner import Pruner
-from nnicompress.pruning.settings import PrunerSettings
+from nnicompress.pruning.settings import WIDTH_KINDS, PrunerSettings
 from nnicompress.pruning.targets import select
 from nnicompress.quantization.placement import Plan
 from nnicompress.quantization.quantizer import Quantizer
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = ParamSpec("P")
+PlanT = TypeVar("PlanT", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class TargetMatch:
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
     """Names within each module: `weight`."""
+    widths: tuple[str, ...] = ()
+    """Where a kind of width is pruned, those that they produce, by size: `4 heads: layers.0.q_proj, ...`."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,8 @@ class _Check:
                 self.attempt("data", inference_facts, data)
                 if model is not None:
                     self.one_batch(settings, model, data)
+                    targets = self.pruners(settings, model, data, targets)
                     targets += self.quantizers(settings, model, data)
-                    self.blocks(settings, model, data)
         if self.errors:
             raise InputErrors(tuple(dict.fromkeys(self.errors)))
         assert settings is not None and model is not None and data is not None and device is not None
@@ -163,7 +169,7 @@ class _Check:
             recipe=settings.head.name,
             run_dir=Path(settings.head.run_dir),
             device=str(device),
-            model=type(model).__name__,
+            model=class_name(model),
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             data=type(data).__name__,
             stages=tuple(_describe(settings)),
@@ -343,6 +349,22 @@ class _Check:
         if not own_data and not self.errors:
             self.attempt("evaluator.metric", measured, evaluator, model)
 
+    def pruners(
+        self, settings: RecipeSettings, model: nn.Module, data: Data, targets: tuple[TargetMatch, ...]
+    ) -> tuple[TargetMatch, ...]:
+        """Each pruner finds what it is asked for; `targets` with the widths that they come to."""
+        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
+        for stage in settings.stages:
+            if not isinstance(stage.compressor, PrunerSettings) or self.errors:
+                continue
+            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
+            if evaluator is not None:
+                key = stage.compressor_key or "compressor"
+                plan = self.attempt(key, _plan, key, Pruner(stage.compressor, evaluator), model)
+                if plan is not None:
+                    targets = tuple(_with_widths(match, key, stage.compressor, plan) for match in targets)
+        return targets
+
     def quantizers(self, settings: RecipeSettings, model: nn.Module, data: Data) -> tuple[TargetMatch, ...]:
         """Each quantizer finds a place for all that it is asked for, and the runtime can run that in integers."""
         found = []
@@ -358,18 +380,6 @@ class _Check:
                     found.append(_quantized(key, stage.compressor, plan))
         return tuple(found)
 
-    def blocks(self, settings: RecipeSettings, model: nn.Module, data: Data) -> None:
-        """The blocks that each pruner names are there, and run one after the other."""
-        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
-        for stage in settings.stages:
-            pruner = stage.compressor
-            if not isinstance(pruner, PrunerSettings) or not isinstance(pruner.importance.blocks, tuple) or self.errors:
-                continue
-            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
-            if evaluator is not None:
-                key = stage.compressor_key or "compressor"
-                self.attempt(key, _tried, key, Pruner(pruner, evaluator), model)
-
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
 
@@ -383,6 +393,32 @@ _GIVEN_BY = {
 """Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
 
 
+class _Plans(Protocol[PlanT]):
+    """A pruner or a quantizer."""
+
+    settings: Any
+
+    def check(self, model: nn.Module) -> PlanT:
+        """What it would do."""
+
+
+def _with_widths(match: TargetMatch, key: str, settings: PrunerSettings, plan: pruning_plan.Plan) -> TargetMatch:
+    """A target that names a kind of width, with its widths, and of its modules only those that produce them."""
+    own = [width for width in plan.widths if match.key == f"{key}.targets.{width.target}"]
+    found = [width for width in own if settings.granularity_of(width.settings) in WIDTH_KINDS]
+    if not found:
+        return match
+    by_size: dict[str, list[str]] = {}
+    for width in (target.width for target in found):
+        by_size.setdefault(f"{width.size} {UNITS[width.kind]}", []).append(width.name)
+    modules = {module for width in found for module in width.modules}
+    return replace(
+        match,
+        modules=tuple(module for module in match.modules if module in modules),
+        widths=tuple(f"{count}: {', '.join(names)}" for count, names in by_size.items()),
+    )
+
+
 def _treatment(settings: PrunerSettings, target: str) -> str:
     pruned = settings.targets[target]
     granularity = settings.granularity_of(pruned)
@@ -390,19 +426,20 @@ def _treatment(settings: PrunerSettings, target: str) -> str:
     return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
 
 
-def _tried(key: str, pruner: Pruner, model: nn.Module) -> None:
+def _plan(key: str, compressor: _Plans[PlanT], model: nn.Module) -> PlanT:
+    """What `compressor` would do, its errors with the keys of the recipe."""
     try:
-        on_first_batch(pruner.check, model)
-    except ConfigError as error:  # a pruner knows its own keys, not where they are written
-        raise ConfigError(error.message, key=f"{key}.{error.key}" if error.key else None) from error
-
-
-def _plan(key: str, quantizer: Quantizer, model: nn.Module) -> Plan:
-    try:
-        return quantizer.check(model)
-    except ConfigError as error:  # a quantizer knows its own keys, not where they are written
-        own = error.key is not None and error.key.startswith("targets.")
+        return on_first_batch(_checked, compressor, model)  # type: ignore[no-any-return]
+    except ConfigError as error:  # a compressor knows its own keys, not where they are written
+        own = error.key is not None and error.key.partition(".")[0] in type(compressor.settings).model_fields
         raise ConfigError(error.message, key=f"{key}.{error.key}" if own else error.key) from error
+
+
+def _checked(compressor: _Plans[PlanT], model: nn.Module) -> PlanT:
+    try:
+        return compressor.check(model)
+    except JobError as error:  # known before the job begins, so it is the input's
+        raise UserError(str(error)) from error
 
 
 def _quantized(key: str, settings: QuantizerSettings, plan: Plan) -> TargetMatch:

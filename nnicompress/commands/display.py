@@ -54,8 +54,14 @@ def print_check(found: CheckReport) -> None:
     for target in found.targets:
         count = f"{len(target.modules)} module{'s' if len(target.modules) > 1 else ''}"
         print(f"\n{target.key} selects {count} ({', '.join(target.parameters)}; {target.what})")
-        print(textwrap.fill(", ".join(target.modules), _width(), initial_indent="  ", subsequent_indent="  "))
+        print(_filled(", ".join(target.modules)))
+        for widths in target.widths:
+            print(_filled(f"prunes {widths}"))
     print("\nthe recipe is right")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, _width(), initial_indent="  ", subsequent_indent="  ")
 
 
 def _width() -> int:

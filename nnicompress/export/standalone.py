@@ -180,6 +180,11 @@ def fit(model: nn.Module, stored: Stored) -> None:
             setattr(model.get_submodule(owner), leaf, value)
     for path, attribute, value in description["attributes"]:
         setattr(model.get_submodule(path), attribute, tuple(value) if isinstance(value, list) else value)
+    for path, names, value in description.get("configs", ()):
+        config: Any = model.get_submodule(path)
+        for name in names[:-1]:
+            config = getattr(config, name)
+        setattr(config, names[-1], value)
     model.eval()
 
 

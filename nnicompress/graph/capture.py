@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nnicompress.errors import JobError, UserError, did_you_mean
+from nnicompress.errors import ConfigError, JobError, did_you_mean
 from nnicompress.exporters import quiet, reason
 from nnicompress.graph.provenance import CALL, Call, Origin, RecordCalls, tracked_attributes
+from nnicompress.models.outputs import class_name
 
 
 class _Recorded(nn.Module):
@@ -78,7 +79,7 @@ def capture(
     encoder's hidden states, which a model returns besides, would else keep the hidden width.
 
     Raises:
-        UserError: the result has no entry of such a name.
+        ConfigError: the result has no entry of such a name.
         JobError: the forward can't be captured, with torch.export's own reason.
     """
     _check_outputs(model, args, kwargs or {}, outputs := tuple(outputs))
@@ -103,8 +104,10 @@ def _check_outputs(
     known = [name for name in result if isinstance(name, str)] if isinstance(result, Mapping) else []
     for name in outputs:
         if name not in known:
-            has = f"; it returns {', '.join(known)}" if known else ": it returns no entries that have names"
-            raise UserError(f"{type(model).__name__} returns no {name!r}{did_you_mean(name, known) or has}")
+            has = f"; it returns {', '.join(known)}" if known else ": what it returns has no named entries"
+            raise ConfigError(
+                f"{class_name(model)} returns no {name!r}{did_you_mean(name, known) or has}", key="outputs"
+            )
 
 
 def _traced(

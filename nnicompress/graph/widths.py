@@ -10,6 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
+UNITS = {
+    "heads": "heads",
+    "head_dim": "dimensions of each head",
+    "ffn": "feed-forward channels",
+    "hidden": "hidden channels",
+}
+"""What one channel group of a width of this kind is called, in the plural."""
 Removal = Mapping[str, Indices]
 """Width name -> sorted indices of the channel groups to remove (in `range(width.size)`)."""
 

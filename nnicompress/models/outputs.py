@@ -22,3 +22,8 @@ class OneOutput(nn.Module):
         """The chosen field of what the model returns."""
         output: Tensor = self.model(*args, **kwargs)[self.field]
         return output
+
+
+def class_name(model: nn.Module) -> str:
+    """What the user knows the model as: the class inside a OneOutput."""
+    return type(model.model if isinstance(model, OneOutput) else model).__name__

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from nnicompress.errors import ConfigError
-from nnicompress.graph.widths import Indices, Width
+from nnicompress.graph.widths import UNITS, Indices, Width
 from nnicompress.pruning.allocation import Allotment, Unit, allocate, normalize, rounding_step
 from nnicompress.pruning.equal_drop import at_equal_drop
 from nnicompress.pruning.granularity import lowest_in_pools
@@ -20,7 +20,7 @@ from nnicompress.pruning.plan import Plan, TensorTarget, WidthTarget
 from nnicompress.pruning.result import Removed
 from nnicompress.pruning.schedule import Growth
 from nnicompress.pruning.scores import Scores
-from nnicompress.pruning.settings import AllocationSettings, TensorSettings
+from nnicompress.pruning.settings import AllocationSettings, PrunerSettings, TensorSettings
 
 MOST_OF_A_WIDTH = 0.95
 """The default `max_sparse_ratio` of channels: competing widths may not empty a layer."""
@@ -145,6 +145,34 @@ class Allotter:
         if isinstance(target, WidthTarget):
             return pool, structure(self._model, target.width)
         return pool, type(self._model.get_submodule(target.tensor.rpartition(".")[0])).__name__
+
+
+def require_effect(model: nn.Module, settings: PrunerSettings, plan: Plan) -> None:
+    """Raise a ConfigError where a target would lose nothing, whatever the scores: nobody means that by a ratio.
+
+    Amounts that depend on what is measured (thresholds, a budget, drops) pass.
+    """
+    if not plan.widths and not plan.tensors and plan.unpruned:
+        reasons = "; ".join(dict.fromkeys(f"{left.module}: {left.reason}" for left in plan.unpruned[:3]))
+        raise ConfigError(f"nothing of what is selected can be pruned: {reasons}", key="targets")
+    if settings.target is not None or settings.allocation.drops is not None:
+        return
+    widths = replace(plan, widths=tuple(t for t in plan.widths if t.settings.sparse_threshold is None), tensors=())
+    scores = {target.width.name: np.ones(target.width.size) for target in widths.widths}
+    allotter = Allotter(model, widths, settings.allocation, comparable=True)
+    lost = allotter(scores, Ask(lambda ratio: ratio), Removed({}, {})).removed(widths).widths
+    for name in settings.targets:
+        own = [target for target in widths.widths if target.target == name and target.settings.sparse_ratio]
+        if own and not any(len(lost[target.width.name]) for target in own):
+            first = own[0]
+            step = rounding_step(settings.allocation.round_to, first.width.size, first.channels_per_group)
+            least = first.width.size - step * ((first.width.size - 1) // step)
+            has = f"{first.width.size} {UNITS.get(first.width.kind, 'channels')}"
+            raise ConfigError(
+                f"{first.settings.sparse_ratio:g} is too little to remove anything: {first.width.name} has {has}, and "
+                f"loses at least {least} or none",
+                key=f"targets.{name}.sparse_ratio",
+            )
 
 
 def structure(model: nn.Module, width: Width) -> Hashable:

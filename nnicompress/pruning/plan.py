@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from nnicompress.errors import ConfigError
-from nnicompress.graph.widths import ChannelGroups, Slot, Width
+from nnicompress.graph.widths import UNITS, ChannelGroups, Slot, Width
 from nnicompress.pruning.granularity import block_shape, kept_of, output_pool, pool_shape
 from nnicompress.pruning.settings import CHANNEL_GRANULARITIES, WIDTH_KINDS, PrunerSettings, TensorSettings
 from nnicompress.pruning.targets import Selection, parameter_names, select
@@ -16,13 +16,17 @@ from nnicompress.pruning.targets import Selection, parameter_names, select
 
 @dataclass(frozen=True, eq=False)
 class WidthTarget:
-    """A width to prune; `modules` are the selected ones that share it, and one group is `cost` of their channels."""
+    """A width to prune; `modules` are the selected ones that share it, and one group is `cost` of their channels.
+
+    Where the granularity names its kind, it is counted in groups of that kind (`unit`), else in channels.
+    """
 
     width: Width
     target: str
     settings: TensorSettings
     modules: tuple[str, ...]
     cost: int
+    unit: str = "channels"
 
     @property
     def channels_per_group(self) -> int:
@@ -166,7 +170,7 @@ def _width_targets(
             continue
         modules = tuple(module for module in owners if module in slots)
         cost = sum(slots[module].indices.shape[1] for module in modules)
-        found.append(WidthTarget(width, target, asked, modules, cost))
+        found.append(WidthTarget(width, target, asked, modules, cost, UNITS.get(granularity, "channels")))
     if granularity in WIDTH_KINDS:
         if not found and not left:
             have = f"; they produce {', '.join(sorted(kinds))}" if kinds else ""

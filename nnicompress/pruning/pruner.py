@@ -27,7 +27,7 @@ from nnicompress.events import Listener, Note, silent
 from nnicompress.graph.capture import capture
 from nnicompress.graph.groups import find_channel_groups
 from nnicompress.graph.widths import ChannelGroups
-from nnicompress.pruning.allotment import Allotments, Allotter, Ask
+from nnicompress.pruning.allotment import Allotments, Allotter, Ask, require_effect
 from nnicompress.pruning.block_by_block import Show, parts, sequences_of
 from nnicompress.pruning.blocks import AUTO
 from nnicompress.pruning.budget import Budget, smallest_scale
@@ -41,7 +41,7 @@ from nnicompress.pruning.plan import Plan, make_plan
 from nnicompress.pruning.result import Position, Removed, describe
 from nnicompress.pruning.result import PruningResult as PruningResult
 from nnicompress.pruning.schedule import Growth, growths
-from nnicompress.pruning.scores import Scores, checked, measure
+from nnicompress.pruning.scores import Scores, checked, measure, require_norms
 from nnicompress.pruning.settings import PrunerSettings
 from nnicompress.tensors import all_tensors, set_tensors
 
@@ -109,17 +109,24 @@ class Pruner:
             needs.append(("train", f"to train between the removals of the {settings.schedule.name} schedule"))
         return tuple(needs)
 
-    def check(self, model: nn.Module) -> None:
-        """Try on one batch what the settings say about blocks; `model` stays as it is.
+    def check(self, model: nn.Module) -> Plan:
+        """What would be pruned; blocks that are named are tried on one batch, nothing is measured, masked or trained.
 
         Raises:
-            ConfigError: they name blocks that aren't there, or can't be pruned one after the other.
+            UserError: what `compress` would raise before it begins; a target of which nothing would be removed; blocks
+                that aren't there, or can't be pruned one after the other.
+            JobError: the forward can't be captured, or a width has not the norm that the importance scores.
         """
+        self._require()
         importance = self.settings.importance
         with self.evaluator.bound(model):
-            for name, blocks in sequences_of(self.evaluator, importance).items():
-                if importance.blocks != AUTO:
+            plan = make_plan(model, self.settings, self._groups_of(model))
+            require_effect(model, self.settings, plan)
+            require_norms(model, self._importance, plan.to_score()[0])
+            if importance.blocks != AUTO:
+                for name, blocks in sequences_of(self.evaluator, importance).items():
                     Chain.record(self.evaluator, name, blocks, 1)
+        return plan
 
     def compress(self, model: nn.Module, groups: ChannelGroups | None = None) -> PruningResult:
         """Mask `model` in place and say what was masked. `groups` saves finding the channel groups again.
@@ -130,16 +137,9 @@ class Pruner:
             UserError: the evaluator lacks something that the settings need; selectors, ratios or blocks that don't fit.
             NothingPrunedError: nothing was removed though the ratios ask for it.
         """
-        for capability, why in self.requirements(self.settings, self._importance):
-            self.evaluator.require(capability, by=f"the {self._importance.name} pruner", why=why)
+        self._require()
         with self.evaluator.bound(model):
-            if self.settings.prunes_channels and groups is None:
-                args, kwargs = self.evaluator.example_inputs(2)
-                groups = find_channel_groups(
-                    capture(model, args, kwargs, outputs=self.settings.outputs),
-                    inside_heads="head_dim" in self.settings.granularities,
-                    hidden="hidden" in self.settings.granularities,
-                )
+            groups = self._groups_of(model) if groups is None else groups
             plan = make_plan(model, self.settings, groups)
             steps = growths(self.settings.schedule)
             self._begin(model, plan)
@@ -159,6 +159,21 @@ class Pruner:
             reasons = "; ".join(result.reasons[:5]) or "the ratios are smaller than one channel group"
             raise NothingPrunedError(f"nothing was pruned: {reasons}")
         return result
+
+    def _require(self) -> None:
+        for capability, why in self.requirements(self.settings, self._importance):
+            self.evaluator.require(capability, by=f"the {self._importance.name} pruner", why=why)
+
+    def _groups_of(self, model: nn.Module) -> ChannelGroups | None:
+        """The channel groups of the bound model; None where no channels are pruned."""
+        if not self.settings.prunes_channels:
+            return None
+        args, kwargs = self.evaluator.example_inputs(2)
+        return find_channel_groups(
+            capture(model, args, kwargs, outputs=self.settings.outputs),
+            inside_heads="head_dim" in self.settings.granularities,
+            hidden="hidden" in self.settings.granularities,
+        )
 
     def _remove(
         self, plan: Plan, groups: ChannelGroups | None, grow: Growth, removed: Removed

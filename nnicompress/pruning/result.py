@@ -61,7 +61,7 @@ class PrunedRow:
     target: str
     modules: tuple[str, ...]
     unit: str
-    """`channels` or `weights`."""
+    """`channels`, `weights`, or what the groups of its kind are called (`heads`)."""
     size: int
     asked: int
     removed: int
@@ -76,7 +76,7 @@ class PrunedRow:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over all selected modules, prunable or not; a width that several of them share counts for each."""
+    """Sums over all selected modules, prunable or not; of channels, those that several share count for each."""
 
     size: float
     asked: float
@@ -106,7 +106,7 @@ class PruningResult:
     unprunable: tuple[str, ...]
     """Selected modules that could not be pruned as a whole or in part, one line each, with the reason."""
     totals: Mapping[str, Total]
-    """By unit: `channels`, `weights`."""
+    """By unit: `channels`, `weights`, `heads` ..."""
     groups: ChannelGroups | None = None
 
     @property
@@ -142,8 +142,10 @@ class PruningResult:
             f"{total.removed_ratio:.1%} of the selected {unit} (asked: {total.asked_ratio:.1%})"
             for unit, total in self.totals.items()
         ]
+        *others, last = parts
         places = sum(row.removed > 0 for row in self.rows)
-        return f"pruned {' and '.join(parts)}, in {places} of {len(self.rows)} places"
+        listed = f"{', '.join(others)} and {last}" if others else last
+        return f"pruned {listed}, in {places} of {len(self.rows)} places"
 
 
 def _shared(note: str, unit: str, rows: Sequence[PrunedRow]) -> str:
@@ -164,13 +166,12 @@ def describe(
     rows: list[PrunedRow] = []
     sums: dict[str, list[tuple[float, float, float]]] = {}
     for target in plan.widths:
-        width, each, allotment = target.width, target.channels_per_group, allotments[target.width.name]
-        removed, channels = len(allotment.removed), width.size * target.cost
-        asked = round(allotment.asked * each)
-        counts = (width.size * each, asked, removed * each)
-        rows.append(PrunedRow(width.name, target.target, target.modules, "channels", *counts, allotment.note))
-        asked_channels = ratios[width.name] * channels
-        sums.setdefault("channels", []).append((channels, asked_channels, removed * target.cost))
+        width, unit, allotment = target.width, target.unit, allotments[target.width.name]
+        each, cost = (target.channels_per_group, target.cost) if unit == "channels" else (1, 1)
+        removed, ratio = len(allotment.removed), ratios[width.name]
+        counts = (width.size * each, round(allotment.asked * each), removed * each)
+        rows.append(PrunedRow(width.name, target.target, target.modules, unit, *counts, allotment.note))
+        sums.setdefault(unit, []).append((width.size * cost, ratio * width.size * cost, removed * cost))
     for entry in plan.unpruned:
         sums.setdefault("channels", []).append((entry.channels, unprunable(entry.ratio) * entry.channels, 0.0))
     for tensor in plan.tensors:

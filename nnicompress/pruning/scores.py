@@ -53,7 +53,7 @@ def measure(
         return {
             name: torch.rand(size, generator=generator, dtype=torch.float64).numpy() for name, size in sizes.items()
         }
-    _require_norms(model, importance, widths)
+    require_norms(model, importance, widths)
     if importance.inputs is not None:
         used = {slot.tensor for width in widths for slot in counted_slots(width, importance.scope)} | blocks.keys()
         show = show or functools.partial(_show, evaluator, training_steps)
@@ -218,7 +218,8 @@ def score_once(
     return {name: importance.of_unit(own).numpy() for name, own in scores.items()}
 
 
-def _require_norms(model: nn.Module, importance: Importance, widths: tuple[Width, ...]) -> None:
+def require_norms(model: nn.Module, importance: Importance, widths: tuple[Width, ...]) -> None:
+    """Raise a JobError where the importance is that of norms and a width has none."""
     if importance.scope not in ("scales", "norms"):
         return
     norms = NormSlots.of_model(model)

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import nn
 
 from nnicompress.errors import ConfigError, did_you_mean
+from nnicompress.models.outputs import class_name
 from nnicompress.pruning.settings import TargetSettings
 
 
@@ -91,7 +92,7 @@ def select_modules(
             if not matches:
                 known = set().union(*types.values())
                 raise ConfigError(
-                    f"no module of type {wanted_type!r} in {type(model).__name__}"
+                    f"no module of type {wanted_type!r} in {class_name(model)}"
                     f"{did_you_mean(wanted_type, known) or '; it has ' + ', '.join(_own_types(modules.values()))}",
                     key=f"{key}.{where}",
                 )
@@ -102,7 +103,7 @@ def select_modules(
         for name in wanted:
             if name not in aliases:
                 raise ConfigError(
-                    f"no module named {name!r} in {type(model).__name__}{did_you_mean(name, aliases)}",
+                    f"no module named {name!r} in {class_name(model)}{did_you_mean(name, aliases)}",
                     key=f"{key}.{where}",
                 )
         return {aliases[name] for name in wanted}
@@ -113,7 +114,7 @@ def select_modules(
             matches = {aliases[name] for name in aliases if re.match(pattern, name)}
             if not matches:
                 raise ConfigError(
-                    f"no module name of {type(model).__name__} matches {pattern!r}{did_you_mean(pattern, aliases)}",
+                    f"no module name of {class_name(model)} matches {pattern!r}{did_you_mean(pattern, aliases)}",
                     key=f"{key}.{where}",
                 )
             found |= matches

@@ -104,16 +104,17 @@ def quality_against_cost(report: Report) -> tuple[Figure, str] | None:
 
 @inline
 def channels(report: Report) -> tuple[Figure, str] | None:
-    """A bar a layer: what stayed in front of what was there; None where nothing was pruned."""
+    """A bar a layer: what stayed in front of what was there, long beside the most of its unit; None: nothing pruned."""
     layers = report.layers
     if not layers or all(layer.after == layer.before for layer in layers):
         return None
     figure = new_figure(FULL, 12 + len(layers) * (20.0 if len(layers) <= 40 else 16.0))
     axes = figure.subplots()
     rows = range(len(layers))
-    before = axes.barh(rows, [layer.before for layer in layers], height=0.7, color=TRACK)
-    kept = axes.barh(rows, [layer.after for layer in layers], height=0.7, color=ACCENT)
-    counts = [f"{layer.after} of {layer.before}" for layer in layers]
+    most = {layer.unit: max(other.before for other in layers if other.unit == layer.unit) for layer in layers}
+    before = axes.barh(rows, [layer.before / most[layer.unit] for layer in layers], height=0.7, color=TRACK)
+    kept = axes.barh(rows, [layer.after / most[layer.unit] for layer in layers], height=0.7, color=ACCENT)
+    counts = [f"{layer.after} of {layer.before}{f' {layer.unit}' * (len(most) > 1)}" for layer in layers]
     untouched = [layer.after == layer.before for layer in layers]
     shares = [
         "" if whole else f"{100 * layer.after / layer.before:.0f} %"
@@ -126,12 +127,12 @@ def channels(report: Report) -> tuple[Figure, str] | None:
         part.set(va="center_baseline")
         for bar in bars:
             add_tip(bar, f"{layer.name}: {layer.after} of {layer.before} {layer.unit} kept. {layer.note}".strip())
-    axes.set_xlim(0, max(layer.before for layer in layers))
+    axes.set_xlim(0, 1)
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_yticks(rows, [shortened(layer.name) for layer in layers], color=INK)
     axes.xaxis.set_visible(False)
     axes.grid(False)
-    return figure, f"{layers[0].unit.capitalize()} kept in each width of the network"
+    return figure, f"{words.units(report).capitalize()} kept in each width of the network"
 
 
 @inline

@@ -160,7 +160,7 @@ class LayerRecord(Record):
 
     name: str
     unit: str = "channels"
-    """`channels`, or `weights` where single weights were pruned."""
+    """`channels`, `weights` where single weights were pruned, or the groups that were (`heads`)."""
     before: int
     after: int
     asked: int | None = None

@@ -27,7 +27,7 @@ def render(report: Report) -> RenderableType:
     parts.append(_phases(report))
     parts += [
         table
-        for table in (_artifacts(report), _quantized(report), _layers(report), _expected(report))
+        for table in (_artifacts(report), _quantized(report), *_layers(report), _expected(report))
         if table is not None
     ]
     parts += [Text(line, style="dim") for line in _remarks(report)]
@@ -71,20 +71,21 @@ def _over_spread(value: str, spread: str) -> Text:
     return Text.assemble(value, (f"\n{spread}", "dim")) if spread else Text(value)
 
 
-def _layers(report: Report) -> Table | None:
-    if not report.layers:
-        return None
-    table = _titled(f"{report.layers[0].unit.capitalize()} kept")
-    table.add_column("layer", no_wrap=True)
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("")
-    table.add_column("why less was removed than asked" if any(layer.note for layer in report.layers) else "")
-    for layer in report.layers:
-        kept = round(20 * layer.after / layer.before)
-        bar = Text.assemble(("━" * kept, "cyan"), ("·" * (20 - kept), "bright_black"))
-        table.add_row(layer.name, str(layer.before), str(layer.after), bar, Text(layer.note, style="yellow"))
-    return table
+def _layers(report: Report) -> Iterator[Table]:
+    """A table for each unit: heads, then channels."""
+    for unit in dict.fromkeys(layer.unit for layer in report.layers):
+        layers = [layer for layer in report.layers if layer.unit == unit]
+        table = _titled(f"{unit.capitalize()} kept")
+        table.add_column("layer", no_wrap=True)
+        table.add_column("before", justify="right")
+        table.add_column("after", justify="right")
+        table.add_column("")
+        table.add_column("why less was removed than asked" if any(layer.note for layer in layers) else "")
+        for layer in layers:
+            kept = round(20 * layer.after / layer.before)
+            bar = Text.assemble(("━" * kept, "cyan"), ("·" * (20 - kept), "bright_black"))
+            table.add_row(layer.name, str(layer.before), str(layer.after), bar, Text(layer.note, style="yellow"))
+        yield table
 
 
 def _quantized(report: Report) -> Table | None:

@@ -12,6 +12,13 @@ MISSING = "–"
 LEAST_GAIN = 0.02
 
 
+def units(report: Report) -> str:
+    """What was pruned, in words: `channels`, `heads, feed-forward channels and hidden channels`."""
+    asked = [layer for layer in report.layers if layer.asked is not None] or report.layers
+    *others, last = dict.fromkeys(layer.unit for layer in asked)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def count(value: int | None) -> str:
     """`271,690` below a million, then `2.51 M`, `1.82 G`."""
     if value is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.graph.capture import evaluating
 from nnicompress.graph.provenance import AttributeOf, Size, TrackedInt, size_of
 from nnicompress.graph.widths import ChannelGroups
 
@@ -41,26 +42,62 @@ class Rewritten:
 def follow_config(compact: nn.Module, groups: ChannelGroups, example: ModelInput) -> Rewritten:
     """Give `compact` a config that builds it, and its modules the attributes of a model so built.
 
-    Models without a config and a `from_pretrained` are left alone, as are those that no config can build.
+    Where a wrapper holds the model (`OneOutput`), this is about the model inside. Models without a config and a
+    `from_pretrained` are left alone, as are those that no config can build. `example` is an input of `compact`.
     """
-    config = getattr(compact, "config", None)
-    if config is None or not hasattr(type(compact), "from_pretrained"):
+    path, model = _configured(compact)
+    if model is None:
         return Rewritten(reason="it is not built from a config")
+    sizing = frozenset(
+        (inside, attribute) for module, attribute in groups.sizing if (inside := _inside(path, module)) is not None
+    )
+    slots = (_inside(path, slot.tensor) for width in groups.widths for slot in width.slots)
+    config = model.config
     try:
-        values = _solve(list(_equations(compact, config, groups)), config)
+        values = _solve(list(_equations(model, config, sizing)), config)
         changed = {key: value for key, value in values.items() if value != _get(config, key)}
-        fresh = _built(type(compact), config, changed)
-        _check(compact, fresh, groups, example)
+        fresh = _built(type(model), config, changed)
+        _check(model, fresh, sizing, {name for name in slots if name is not None}, _inputs_of(model, compact, example))
     except _NoConfig as error:
         return Rewritten(reason=str(error))
-    _take_over(compact, fresh)
+    _take_over(model, fresh)
     return Rewritten(changed)
 
 
 def apply_config(compact: nn.Module, changed: Mapping[str, int]) -> None:
     """What `follow_config` did, from the keys that it changed."""
-    if changed:
-        _take_over(compact, _built(type(compact), compact.config, changed))
+    _, model = _configured(compact)
+    if changed and model is not None:
+        _take_over(model, _built(type(model), model.config, changed))
+
+
+def _configured(model: nn.Module) -> tuple[str, Any]:
+    """The path and the outermost module that a config builds; None where there is no such module."""
+    for path, module in model.named_modules():
+        if getattr(module, "config", None) is not None and hasattr(type(module), "from_pretrained"):
+            return path, module
+    return "", None
+
+
+def _inside(path: str, name: str) -> str | None:
+    """The name of a module or tensor as the module at `path` knows it; None where it lies elsewhere."""
+    if not path or name == path:
+        return name.removeprefix(path) if path else name
+    return name.removeprefix(f"{path}.") if name.startswith(f"{path}.") else None
+
+
+def _inputs_of(model: nn.Module, compact: nn.Module, example: ModelInput) -> ModelInput:
+    """What `model` inside `compact` is called with where that is called with `example`."""
+    calls: list[ModelInput] = []
+    handle = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    try:
+        with torch.no_grad(), evaluating(compact):
+            compact(*example[0], **example[1])
+    finally:
+        handle.remove()
+    if not calls:
+        raise _NoConfig(f"the forward does not call {type(model).__name__}, which has the config")
+    return calls[0]
 
 
 def _take_over(compact: nn.Module, fresh: nn.Module) -> None:
@@ -87,7 +124,7 @@ class _Equation:
     place: str
 
 
-def _equations(compact: nn.Module, config: Any, groups: ChannelGroups) -> Iterator[_Equation]:
+def _equations(compact: nn.Module, config: Any, sizing: Set[tuple[str, str]]) -> Iterator[_Equation]:
     """What each size of a tensor, and each attribute that the forward takes a size from, says about the config."""
     traced, sizes = _traced(type(compact), config)
     tensors = dict([*compact.named_parameters(), *compact.named_buffers()])
@@ -95,7 +132,7 @@ def _equations(compact: nn.Module, config: Any, groups: ChannelGroups) -> Iterat
         for dim, size in enumerate(sizes.get(_storage(tensor), ())):
             if size.origins and name in tensors:
                 yield _equation(tensors[name].shape[dim], size, f"dimension {dim} of {name}")
-    for path, attribute in sorted(groups.sizing):
+    for path, attribute in sorted(sizing):
         value = vars(traced.get_submodule(path)).get(attribute)
         now = getattr(compact.get_submodule(path), attribute)
         if isinstance(value, TrackedInt) and type(now) is int:
@@ -231,10 +268,14 @@ def _get(config: Any, key: str) -> Any:
     return value
 
 
-def _check(compact: nn.Module, fresh: nn.Module, groups: ChannelGroups, example: ModelInput) -> None:
-    """The fresh model takes the compact one's tensors, has its sizes and scales, and computes what it does."""
+def _check(
+    compact: nn.Module, fresh: nn.Module, sizing: Set[tuple[str, str]], used: Set[str], example: ModelInput
+) -> None:
+    """The fresh model takes the compact one's tensors, has its sizes and scales, and computes what it does.
+
+    `used` are the tensors that lie in a width.
+    """
     own, saved = dict([*compact.named_parameters(), *compact.named_buffers()]), compact.state_dict()
-    used = {slot.tensor for width in groups.widths for slot in width.slots}
     fresh.to(next(iter(own.values())).device)
     for name, parameter in fresh.named_parameters():
         parameter.data = parameter.data.to(own[name].dtype)
@@ -247,7 +288,7 @@ def _check(compact: nn.Module, fresh: nn.Module, groups: ChannelGroups, example:
     for path, module in compact.named_modules():
         built = vars(fresh.get_submodule(path))
         for name, value in vars(module).items():
-            counts = (path, name) in groups.sizing or type(value) is float
+            counts = (path, name) in sizing or type(value) is float
             if counts and built.get(name) != value:
                 place = f"{path}.{name}".lstrip(".")
                 raise _NoConfig(f"{place} is {value}, where a config of these widths makes it {built.get(name)}")

@@ -2,7 +2,7 @@
 
     model/
       model.safetensors      every tensor once, buffers that a state_dict lacks included
-      description.json       how the model is built, ties, attributes that differ from a fresh model's
+      description.json       how the model is built, ties, attributes and configs that differ from a fresh model's
       example.safetensors    one input and its output, which loading checks
 
 Nothing is pickled. `nnicompress/export/standalone.py` reads these files, here and, copied as `load.py`, without us.
@@ -60,6 +60,7 @@ def save(
         "frozen": [a[0] for a, t in names if isinstance(t, nn.Parameter) and not t.requires_grad],
         "ties": [aliases for aliases, _ in names if len(aliases) > 1],
         "attributes": [list(change) for change in _changed_attributes(originals, model)],
+        "configs": [list(change) for change in _changed_configs(originals, model)],
         "example": structure,
     }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
@@ -119,6 +120,33 @@ def _changed_attributes(originals: Sequence[nn.Module], model: nn.Module) -> Ite
                 continue
             if any(vars(modules[path]).get(name) != value for modules in before):
                 yield path, name, value
+
+
+def _changed_configs(originals: Sequence[nn.Module], model: nn.Module) -> Iterator[tuple[str, list[str], Any]]:
+    """Sizes in which a config that a module holds differs from that of `originals`: (module path, names, value).
+
+    Modules share their config, and so do those of a fresh model: each object is told once.
+    """
+    before = [dict(original.named_modules()) for original in originals]
+    told: set[int] = set()
+    for path, module in model.named_modules():
+        for name, config in vars(module).items():
+            if not hasattr(config, "model_type") or id(config) in told:
+                continue
+            told.add(id(config))
+            others = [vars(modules[path]).get(name) for modules in before]
+            for names, value in _sizes(config):
+                if any(dict(_sizes(other)).get(names) != value for other in others):
+                    yield path, [name, *names], value
+
+
+def _sizes(config: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The whole numbers of a config, of its lists and of configs within it, by the names that lead there."""
+    for name, value in vars(config).items() if hasattr(config, "model_type") else ():
+        if hasattr(value, "model_type"):
+            yield from (((name, *names), inner) for names, inner in _sizes(value))
+        elif type(value) is int or (isinstance(value, list) and all(type(item) is int for item in value)):
+            yield (name,), value
 
 
 def _is_plain(value: Any) -> bool:

@@ -168,6 +168,79 @@ def test_blocks_are_tried_before_anything_is_trained(blocks: str) -> None:
     assert line.startswith(WRONG_BLOCKS[blocks])
 
 
+VIT = ("recipe=taylorfo_vit_transformers", "model.config.num_hidden_layers=1", "data.batch_size=4")
+KINDS = {
+    "a kind that the network has not": (
+        [BASE, *SMALL, "compressor.targets.convs.granularity=heads"],
+        "compressor.targets.convs.granularity: the selected modules produce no heads; they produce channels (",
+    ),
+    "a kind that the selected modules have not": (
+        [*VIT, "+compressor.targets.attention.op_names_re=['.*fc1']"],
+        "compressor.targets.attention.granularity: the selected modules produce no heads; they produce ffn (",
+    ),
+    "both ways to prune attention": (
+        [*VIT, "compressor.targets.hidden.granularity=head_dim"],
+        "compressor: heads and head_dim can't be pruned at once; prune one, shrink, then prune the other (",
+    ),
+    "a misspelt kind": (
+        [*VIT, "compressor.targets.attention.granularity=head"],
+        "compressor.targets.attention.granularity: no granularity named 'head'; did you mean 'heads'",
+    ),
+    "all heads": (
+        [*VIT, "compressor.targets.attention.sparse_ratio=1.0"],
+        "compressor.targets.attention.sparse_ratio: 1 is outside [0, 1) (command line)",
+    ),
+    "less than one head": (
+        [*VIT, "compressor.targets.attention.sparse_ratio=0.1"],
+        "compressor.targets.attention.sparse_ratio: 0.1 is too little to remove anything: "
+        "model.vit.layers.0.attention.q_proj has 4 heads, and loses at least 1 or none (command line)",
+    ),
+    "an unknown output": (
+        [*VIT, "model.output=null", "+compressor.outputs=[logit]"],
+        "compressor.outputs: ViTForImageClassification returns no 'logit'; did you mean 'logits'? (command line)",
+    ),
+    "an output where there is but one": (
+        [*VIT, "+compressor.outputs=[logits]"],
+        "compressor.outputs: ViTForImageClassification returns no 'logits': what it returns has no named entries (",
+    ),
+    "what can't be pruned at all": (
+        [BASE, *SMALL, "compressor.targets.convs.op_types=[Linear]"],
+        "compressor.targets: nothing of what is selected can be pruned: fc: it is an output of the model (",
+    ),
+    "an importance of norms that are not there": (
+        [*VIT, "compressor.importance.name=slim"],
+        "compressor: slim scores the norm behind a layer, and model.vit.layers.0.attention.q_proj (and 2 more) has ",
+    ),
+    "blocks that don't fit": (
+        [BASE, *SMALL, "~stages.shrink", "compressor.targets.convs.granularity=[3, 3]"],
+        "compressor.targets.convs.granularity: a block length of 3 does not divide dimension 0 of conv1.weight, ",
+    ),
+    "two ratios for one width": (
+        [*VIT, "compressor.targets.feed_forward.granularity=heads"],
+        "compressor.targets.feed_forward.sparse_ratio: asks for 0.8 of model.vit.layers.0.attention.q_proj, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_what_a_pruner_can_not_find_is_told_before_any_training(case: str) -> None:
+    overrides, start = KINDS[case]
+    (line,) = lines_of(*overrides)
+    assert line.startswith(start)
+
+
+def test_a_check_tells_which_widths_of_a_kind_a_target_comes_to() -> None:
+    report = checked(*VIT)
+    assert report.model == "ViTForImageClassification"
+    heads, feed_forward, hidden = report.targets
+    attention = "model.vit.layers.0.attention"
+    assert heads.modules == tuple(f"{attention}.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+    assert heads.widths == (f"4 heads: {attention}.q_proj",)
+    assert feed_forward.widths == ("256 feed-forward channels: model.vit.layers.0.mlp.fc1",)
+    assert hidden.modules == (f"{attention}.o_proj", "model.vit.layers.0.mlp.fc2")
+    assert hidden.widths == ("64 hidden channels: model.vit.embeddings.patch_embeddings.projection",)
+
+
 def test_mistakes_of_every_kind_are_shown_at_once() -> None:
     wrong = [
         "seed=-1",

@@ -75,6 +75,22 @@ def test_kinds_with_ratios_of_their_own() -> None:
     assert compact.bert.encoder.layer[0].intermediate.dense.out_features == 42
 
 
+def test_what_a_kind_loses_is_counted_in_its_groups() -> None:
+    """BERT of tests/graph/families.py: 2 layers of 4 heads, and of 56 feed-forward channels."""
+    targets = [{**LINEAR, "granularity": "heads"}, {**LINEAR, "granularity": "ffn", "sparse_ratio": 0.25}]
+    result, _ = pruned("bert", targets)
+    rows = {row.name: (row.unit, row.size, row.removed) for row in result.rows}
+    assert rows["bert.encoder.layer.1.attention.self.query"] == ("heads", 4, 2)
+    assert rows["bert.encoder.layer.0.intermediate.dense"] == ("feed-forward channels", 56, 14)
+    totals = {unit: (total.size, total.asked, total.removed) for unit, total in result.totals.items()}
+    feed_forward = sum(size for unit, size, _ in rows.values() if unit == "feed-forward channels")
+    assert totals == {"heads": (8, 4, 4), "feed-forward channels": (feed_forward, feed_forward / 4, feed_forward / 4)}
+    assert result.summary == (
+        "pruned 50.0% of the selected heads (asked: 50.0%) and 25.0% of the selected feed-forward channels "
+        f"(asked: 25.0%), in {len(rows)} of {len(rows)} places"
+    )
+
+
 def test_hidden_of_a_model_that_returns_hidden_states_needs_its_outputs_named() -> None:
     with pytest.raises(ConfigError, match="the selected modules produce no hidden; they produce ffn, heads"):
         pruned("t5", [LINEAR], granularity="hidden")

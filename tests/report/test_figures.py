@@ -92,6 +92,20 @@ def test_bars_are_as_long_as_the_channels() -> None:
     assert {"conv1", "8 of 16", "50 %", "conv2", "32 of 32"} <= set(texts(drawing)) and "100 %" not in texts(drawing)
 
 
+HEADS = LayerRecord(name="query", before=4, after=1, asked=3, unit="heads")
+FEED_FORWARD = LayerRecord(name="dense", before=256, after=64, asked=192, unit="feed-forward channels")
+
+
+def test_bars_of_another_unit_have_another_scale() -> None:
+    drawing = drawn(figures.channels, make_report(layers=(HEADS, FEED_FORWARD)))
+    tips = ("query: 1 of 4 heads kept.", "dense: 64 of 256 feed-forward channels kept.")
+    kept = [[x for x, _ in corners] for tip in tips for style, corners in paths(drawing, tip) if "accent" in style]
+    heads, feed_forward = (max(xs) - min(xs) for xs in kept)
+    assert heads == pytest.approx(feed_forward, rel=1e-3)
+    assert {"1 of 4 heads", "64 of 256 feed-forward channels"} <= set(texts(drawing))
+    assert drawing.attrib["aria-label"].startswith("Heads and feed-forward channels kept")
+
+
 def test_many_layers_with_long_names_each_have_their_row() -> None:
     layers = [LayerRecord(name=f"{'block.' * 9}{n}", before=10_000, after=1 + n, unit="weights") for n in range(60)]
     drawing = drawn(figures.channels, make_report(layers=layers))

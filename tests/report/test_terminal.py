@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from nnicompress.report.record import Report
+from nnicompress.report.record import LayerRecord, Report
 from nnicompress.report.terminal import print_report
 from tests.report.sample import PHASES, latency, make_report, quantized_report
 
@@ -31,6 +31,21 @@ def test_the_first_line_is_the_result_and_the_table_compares() -> None:
     assert "its width <is> fixed" in text and "Not pruned: fc: the model's output" in text
     assert "model.pt2" in text and "2.50×" in text
     assert "1.0e-15 at most (1e-09 allowed, float64, batch sizes 2 and 3)" in text
+
+
+def test_heads_are_counted_as_heads() -> None:
+    layers = (
+        LayerRecord(name="query", before=4, after=1, asked=3, unit="heads"),
+        LayerRecord(name="dense", before=256, after=64, asked=192, unit="feed-forward channels"),
+        LayerRecord(name="embedding", before=64, after=64),
+    )
+    text = shown(make_report(layers=layers))
+    heads, feed_forward, channels = (
+        text.index(title) for title in ("Heads kept", "Feed-forward channels kept", "\nChannels kept")
+    )
+    assert heads < text.index("query") < feed_forward < text.index("dense") < channels < text.index("embedding")
+    for name, cells in (("query", ["4", "1", "━━━━━···············"]), ("embedding", ["64", "64", "━" * 20])):
+        assert [cell.strip() for cell in row(text, name) if cell.strip()] == cells
 
 
 def test_masks_only_and_smoke_are_said_first() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nnicompress.graph import capture, find_channel_groups
 from nnicompress.graph.widths import ChannelGroups
+from nnicompress.models.outputs import OneOutput
 from nnicompress.shrink import apply_config, follow_config, shrink
 from tests.graph.families import FAMILIES, OUTPUTS, Inputs
 from tests.shrink.removals import masked_copy, remove_share
@@ -72,6 +73,27 @@ def test_a_uniform_model_goes_through_save_pretrained_and_back(case: tuple[str, 
     for path, module in compact.named_modules():
         integers = {name: value for name, value in vars(module).items() if type(value) is int}
         assert integers == {name: vars(loaded.get_submodule(path))[name] for name in integers}
+
+
+def test_the_model_inside_a_wrapper_is_followed_and_other_places_are_not_its_own() -> None:
+    """A recipe's model is a OneOutput around the library's; its config stands for the part below `model`."""
+
+    class Scaled(OneOutput):
+        def forward(self, tokens: Tensor, attention: Tensor) -> Tensor:
+            return super().forward(input_ids=tokens, attention_mask=attention)
+
+    inner, (args, kwargs), _ = FAMILIES["bert"]()
+    model = Scaled(inner, "logits")
+    example = (kwargs["input_ids"], kwargs["attention_mask"])
+    groups = find_channel_groups(capture(model, example), hidden=True)
+    removal = {n: gone for n, gone in remove_share(groups, 0.5).items() if groups[n].kind in EVERYTHING}
+    compact = shrink(masked_copy(model, groups, removal), groups, removal)
+    assert follow_config(compact, groups, (example, {})).changed == HALF_ENCODER
+    again = shrink(masked_copy(model, groups, removal), groups, removal)
+    apply_config(again, HALF_ENCODER)
+    for followed in (compact, again):
+        assert followed.model.config.hidden_size == 20
+        assert followed.model.bert.encoder.layer[0].attention.self.num_attention_heads == 2
 
 
 REFUSED = {
