@@ -12,6 +12,7 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from transformers import BertForSequenceClassification
 
 import nnicompress
 from nnicompress.cli import main
@@ -193,6 +194,40 @@ def test_only_what_the_recipe_names_is_imported(tiny: str) -> None:
     assert done.stdout.splitlines()[-1] == "0", done.stderr
 
 
+ALONE = """
+import sys
+import torch
+from transformers import GPT2LMHeadModel
+model, example = GPT2LMHeadModel.from_pretrained(sys.argv[1]).eval(), torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    difference = (model(example["input_ids"]).logits - example["logits"]).abs().max()
+assert "nnicompress" not in sys.modules
+print(model.config.n_head, model.config.n_embd, model.config.n_inner, float(difference))
+"""
+
+
+def test_what_a_recipe_shrinks_evenly_is_a_model_of_transformers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = nnicompress.run(
+        "taylorfo_gpt2_text",
+        ["model.config.n_layer=1", "data.batch_size=4", "data.block_size=16", "~stages.export", "~stages.evaluate"],
+        smoke=True,
+    )
+    (shrink,) = Path(report.run_dir).glob("stages/*_shrink/record.json")
+    facts = json.loads(shrink.read_text())["facts"]
+    assert (facts["config"], facts["config_reason"]) == ({"n_head": 3, "n_embd": 48, "n_inner": 80}, "")
+    compact = nnicompress.load(report.run_dir).model
+    compact.save_pretrained("gpt2")
+    tokens = torch.randint(512, (2, 9))
+    with torch.no_grad():
+        torch.save({"input_ids": tokens, "logits": compact(tokens).logits}, "example.pt")
+    done = subprocess.run([sys.executable, "-c", ALONE, "gpt2", "example.pt"], capture_output=True, text=True)
+    assert done.stdout.split()[:3] == ["3", "48", "80"], done.stderr
+    assert float(done.stdout.split()[3]) < 1e-5
+
+
 @pytest.mark.slow
 def test_minilm_is_pruned_on_a_table_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretrained model comes from an installed package, the sentences from a CSV; two batches of everything."""
@@ -208,8 +243,13 @@ def test_minilm_is_pruned_on_a_table_of_ones_own(tmp_path: Path, monkeypatch: py
     )
     assert report.baseline.parameters == pytest.approx(22.7e6, rel=0.01)
     layers = {layer.name: layer for layer in report.layers if "intermediate" in layer.name}
-    assert len(layers) == 6 and sum(layer.after for layer in layers.values()) == 6 * 1536 // 2
+    assert len(layers) == 6 and {layer.after for layer in layers.values()} == {1536 // 2}
+    heads = [layer for layer in report.layers if layer.unit == "heads"]
+    assert len(heads) == 6 and {(layer.before, layer.after) for layer in heads} == {(12, 9)}
     assert report.proof is not None and report.proof.max_relative_difference < 1e-9
     model = nnicompress.load(report.run_dir)
     assert sum(p.numel() for p in model.parameters()) == report.final.parameters
+    model.model.save_pretrained("pruned")
+    again = BertForSequenceClassification.from_pretrained("pruned")
+    assert (again.config.hidden_size, again.config.num_attention_heads) == (288, 9)
     assert (Path(report.run_dir) / "model" / "tokenizer" / "tokenizer.json").is_file()
