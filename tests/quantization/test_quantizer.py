@@ -19,6 +19,7 @@ from nnicompress.evaluators.training_step import SupervisedStep
 from nnicompress.events import Event, StepDone
 from nnicompress.quantization.attach import simulated, without_quantizers
 from nnicompress.quantization.fake_quantize import fake_quantize
+from nnicompress.quantization.fixed import GradientQuantizer, quantize_gradient
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.result import QuantizationResult
 from nnicompress.trace import trace
@@ -322,6 +323,88 @@ def test_gradient_checkpointing_changes_nothing(method: str) -> None:
         assert torch.equal(other.tensors[place].scale, tensor.scale), place
     for name, value in want.state_dict().items():
         assert torch.equal(got.state_dict()[name], value), name
+
+
+def test_what_is_computed_again_for_gradients_is_not_observed() -> None:
+    """Between forward and backward a bias grows, so that a recomputed forward has larger values than the step's own."""
+    scales = []
+    for cls in (Net, Checkpointed):
+        model = make_net(cls)
+
+        def step(batch: Any, model: Any) -> Tensor:
+            loss = training_step(batch, model)
+            model.block.bias.data += 3.0
+            return loss
+
+        evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.0), step)
+        result = Quantizer([{}], evaluator, calibration_steps=1, observer="min_max").compress(model, max_steps=2)
+        scales.append(result.tensors["block/output_0"].scale)
+    assert torch.equal(*scales)
+
+
+class One(nn.Module):
+    """A network of one layer; its training makes `upstream` the gradient of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.layer = nn.Linear(4, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+        self.upstream = torch.randn(8, 3, generator=generator)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def train_one(model: One, lr: float, steps: int, **settings: Any) -> QuantizationResult:
+    def train(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+        model.train()
+        for x, _ in batches()[:max_steps]:
+            optimizers.zero_grad()
+            step(x[:, 0, 0, :4], model).backward()
+            optimizers.step()
+
+    def loss(x: Tensor, model: Any) -> Tensor:
+        model.seen.append(model.layer.weight.detach().clone())
+        return (model(x) * model.upstream).sum()
+
+    evaluator = TorchEvaluator(train, trace(torch.optim.SGD)(model.parameters(), lr=lr), loss)
+    return Quantizer([FOUR_BITS], evaluator, calibration_steps=1, **settings).compress(model, max_steps=steps)
+
+
+def test_lsqs_first_scales_are_the_papers() -> None:
+    """2 mean|v| / sqrt(Qp), section 2.1; without a learning rate they stay."""
+    model, x = One(), batches()[0][0][:, 0, 0, :4]
+    result = train_one(model, 0.0, 1, method="lsq")
+    weight, data = result.tensors["layer/weight"], result.tensors["layer/input_0"]
+    torch.testing.assert_close(weight.scale, 2 * model.layer.weight.detach().abs().mean(dim=1) / 7**0.5)
+    torch.testing.assert_close(data.scale, 2 * x.abs().mean() / 127**0.5)  # of 256 integers half lie above zero
+    assert data.zero_point == 128 and float(x.min()) < 0
+
+
+def test_dorefa_trains_with_gradients_of_few_bits() -> None:
+    """A bias sums the gradients of its layer's output, each quantized by equation 12 with the noise of its step."""
+    model = One()
+    before = model.layer.bias.detach().clone()
+    train_one(model, 1.0, 2, method="dorefa", gradient_bits=2)
+    moved = torch.zeros(3)
+    for step in range(2):
+        quantizer = GradientQuantizer(2)
+        quantizer.begin(step)
+        moved += quantize_gradient(model.upstream, 3, quantizer.noise(model.upstream)).sum(dim=0)
+    torch.testing.assert_close(before - model.layer.bias.detach(), moved)
+    assert not torch.allclose(moved, 2 * model.upstream.sum(dim=0), atol=0.1)
+
+
+def test_binary_weights_are_clamped_after_each_step() -> None:
+    """Courbariaux et al., algorithm 1: clip(W, -1, 1); beyond that no gradient would ever bring a weight back."""
+    model = One()
+    train_one(model, 0.3, 3, method="bnn", backend="none")
+    assert float(model.seen[0].abs().max()) > 1
+    for weight in model.seen[-2:]:  # as the second and the third step begin
+        assert float(weight.abs().max()) == 1.0
 
 
 @pytest.mark.parametrize("method", METHODS)
