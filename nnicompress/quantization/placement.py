@@ -21,7 +21,7 @@ from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMUL
 from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, add_transformers, channel_axis
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
-from nnicompress.quantization.scheme import Scheme
+from nnicompress.quantization.scheme import PER_TENSOR, Scheme
 from nnicompress.quantization.settings import QuantizationTargetSettings, QuantizationTensorSettings, QuantizerSettings
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -111,6 +111,8 @@ class _Placement:
                 self._function(call)
             if self._carries_on(call):
                 self.integers.update(call.outputs)
+        # A sum over input channels that have scales of their own has none.
+        self.plan.biases = [b for b in self.plan.biases if self._scheme_of(b.input).granularity == PER_TENSOR]
         ran = {call.leaf for call in self.recorded.calls}
         for name in self.targets:
             if name not in ran:
@@ -173,12 +175,29 @@ class _Placement:
         return None
 
     def _check_scheme(self, name: str, target: QuantizationTargetSettings, key: str) -> None:
-        affine = target.names("weight") and target.of_tensor("weight").quant_scheme == "affine"
-        if self.settings.backend == "onnxruntime_x86" and affine:
+        module = self.modules[name]
+        if type(module) not in SWAPS or not target.names("weight"):
+            return
+        scheme = self.profile.weight_scheme(target.of_tensor("weight"), module, channel_axis(module))
+        parameter = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        granularity_key = f"{key}.{target.key_of('weight', 'granularity')}"
+        try:
+            scheme.shape(module.get_parameter(parameter).shape)
+        except ValueError as error:
+            raise ConfigError(f"{name}.{parameter}: {error}", key=granularity_key) from error
+        if self.settings.backend != "onnxruntime_x86":
+            return
+        if not scheme.symmetric:
             raise ConfigError(
                 f"onnxruntime_x86 runs {name} in integers with symmetric weights; give weight quant_scheme: symmetric "
                 "in target_settings",
                 key=key,
+            )
+        if scheme.granularity.axis not in (None, channel_axis(module)):
+            raise ConfigError(
+                f"onnxruntime_x86 runs {name} in integers with one scale an output channel, axis "
+                f"{channel_axis(module)} of its weight, or one for all; use granularity: channel, or backend: none",
+                key=granularity_key,
             )
 
     def _check_chains(self, target: QuantizationTargetSettings, key: str) -> None:
@@ -223,12 +242,6 @@ class _Placement:
         parameters = ("in_proj_weight", "out_proj.weight") if isinstance(module, nn.MultiheadAttention) else ("weight",)
         for parameter in parameters:
             scheme = self.profile.weight_scheme(asked, module, channel_axis(module))
-            shape = module.get_parameter(parameter).shape
-            try:
-                scheme.shape(shape)
-            except ValueError as error:
-                key = f"targets.{self.targets[name][0]}.granularity"
-                raise ConfigError(f"{name}.{parameter}: {error}", key=key) from error
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
 
     def _bias(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
@@ -237,14 +250,17 @@ class _Placement:
             return
         # A bias in front of a batch norm is folded into it, and only the sum becomes integers.
         per_output = weight.scheme.granularity.axis in (None, channel_axis(module))
+        if isinstance(module, TRANSPOSED) and module.groups > 1 and weight.scheme.granularity.axis is not None:
+            per_output = False  # axis 1 of its weight has the output channels of one group
         if per_output and weight.scheme.symmetric and weight.batch_norm is None:
             self.plan.biases.append(BiasPlace(name, self.inputs_of[name]))
 
     def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
+        # Heads have no channels of their own.
+        settings = target.of_tensor("_input_0").model_copy(update={"granularity": None})
         for inner in INSIDE_ATTENTION:
-            settings = target.of_tensor("_input_0")
-            self._add(f"{name}/{inner}", settings, tuple(length))
+            self._add(f"{name}/{inner}", settings, tuple(length), call)
 
     def _batch_norm_behind(self, call: Call) -> str | None:
         if not isinstance(self.modules[call.leaf or ""], CONVOLUTIONS):
@@ -273,7 +289,7 @@ class _Placement:
             for index, value in enumerate(values):
                 self._need(value, call, index, settings)
             if call.name == ATTENTION:
-                self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape))
+                self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape), call)
 
     def _carries_on(self, call: Call) -> bool:
         """Whether the results are integers because the operands are."""
@@ -303,11 +319,14 @@ class _Placement:
 
         `reads`: the settings are those of a layer's input, which go before those of what makes the value or adds it.
         """
-        while (source := self._moved_from(value)) is not None:
+        whole = settings.granularity in (None, "default", "tensor")
+        # The channels that a layer reads lie elsewhere in what they were moved from.
+        moved = not whole and self._moved_from(value) is not None
+        while not moved and (source := self._moved_from(value)) is not None:
             value = source
         if not value.floating:
             return None
-        place = self._made_at(value) or self._read_at(reader, index)
+        place = (None if moved else self._made_at(value)) or self._read_at(reader, index)
         if place is None:
             self.plan.unquantized.append(
                 f"{reader.place}: its value is made in a Sequential with a forward of its own, which has no room for "
@@ -315,19 +334,40 @@ class _Placement:
             )
             return None
         maker = value.maker.leaf if value.maker is not None else None
-        if maker in self.targets and self.targets[maker][1].names("_output_0"):
+        if not moved and maker in self.targets and self.targets[maker][1].names("_output_0"):
             own = self.targets[maker][1].of_tensor("_output_0")
-            settings = own if own != QuantizationTensorSettings() else settings
-        self._add(place, settings, tuple(value.tensor.shape), reads=reads and settings != QuantizationTensorSettings())
+            if own != QuantizationTensorSettings() and value.maker is not None:
+                settings, reader = own, value.maker
+        reads = reads and settings != QuantizationTensorSettings()
+        self._add(place, settings, tuple(value.tensor.shape), reader, reads=reads)
         return place
 
     def _add(
-        self, place: str, settings: QuantizationTensorSettings, shape: tuple[int, ...], *, reads: bool = False
+        self,
+        place: str,
+        settings: QuantizationTensorSettings,
+        shape: tuple[int, ...],
+        call: Call,
+        *,
+        reads: bool = False,
     ) -> None:
-        if place not in self.plan.activations or (reads and not self.read_by[place]):
-            self.read_by[place] = reads
-            scheme = self.profile.activation_scheme(settings)
-            self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+        """`call` reads the value, or makes it: its layer says where the channels are."""
+        if place in self.plan.activations and not (reads and not self.read_by[place]):
+            return
+        self.read_by[place] = reads
+        module = self.modules.get(call.leaf) if call.leaf is not None else None
+        last = type(module) in SWAPS and not isinstance(module, CONVOLUTIONS)
+        dims = len(shape)
+        scheme = self.profile.activation_scheme(settings, dims - 1 if last else 1, dims)
+        axis = scheme.granularity.axis
+        if axis is not None and not 0 < axis < dims:
+            why = "dimension 0 is the batch" if axis == 0 else f"a tensor of shape {shape} has no dimension {axis}"
+            key = f"targets.{self.targets[call.leaf][0]}" if call.leaf in self.targets else "targets"
+            raise ConfigError(f"{place} can't have scales along axis {axis}: {why}", key=key)
+        self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+
+    def _scheme_of(self, place: str) -> Scheme:
+        return self.plan.activations[place].scheme
 
     def _moved_from(self, value: Value) -> Value | None:
         """The value that `value` is but a view or a choice of; None where it was computed."""

@@ -179,6 +179,12 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
                 own |= {key: getattr(special, key) for key in special.model_fields_set}
         return QuantizationTensorSettings(**own)
 
+    def key_of(self, name: str, setting: str) -> str:
+        """Where `setting` of tensor `name` is written, below the target: `target_settings.weight.granularity`."""
+        special = self.target_settings.get(name)
+        own = special is not None and setting in special.model_fields_set
+        return f"target_settings.{name}.{setting}" if own else setting
+
     def names(self, name: str) -> bool:
         """Whether `name` (`weight`, `_input_0`) is among the tensors; by default all are."""
         asked = self.target_names

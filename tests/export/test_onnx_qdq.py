@@ -95,6 +95,27 @@ def test_projections_that_share_a_weight_run_in_integers(granularity: str, tmp_p
     assert not coverage.weighted_in_float
 
 
+def weights_with(granularity: object, file: Path) -> tuple[FrozenModel, nn.Module, ModelInput]:
+    """A convolution and a linear layer whose weights have scales along their inputs, where no runtime wants them."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    model, inputs = nn.Sequential(*layers).eval(), ((torch.randn(8, 4, 6, 6),), {})
+    targets = [{"target_settings": {"weight": {"granularity": granularity}}}]
+    frozen = freeze(model, inputs, quantized(model, inputs, targets, trains=False, backend="none"))
+    FORMATS["onnx"].export(frozen, inputs, file)
+    return frozen, FORMATS["onnx"].load(file, frozen, inputs), inputs
+
+
+def test_scales_of_input_channels_leave_biases_in_float(tmp_path: Path) -> None:
+    frozen, loaded, inputs = weights_with({"axis": 1}, tmp_path / "m.onnx")
+    compare_outputs(loaded, frozen, [inputs], tolerance=0.02, what="the file")
+
+
+def test_blocks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has one scale a block, which model.onnx can't hold; use granularity: channel"):
+        weights_with({"axis": 1, "block_size": 2}, tmp_path / "m.onnx")
+
+
 def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:
     model, inputs = network("unet")
     frozen, loaded = exported(model, inputs, tmp_path / "m.onnx")

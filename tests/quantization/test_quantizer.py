@@ -202,6 +202,25 @@ def test_ranges_by_every_observer_are_within_the_values(observer: str) -> None:
         assert low - step <= found[0] < 0 < found[1] <= high + step
 
 
+@pytest.mark.parametrize("method", ["observed", "lsq"])
+def test_activations_with_one_scale_a_channel(method: str) -> None:
+    """By the formula, one channel at a time, at any batch size."""
+    model = make_net()
+    target = {"target_settings": {"_input_": {"granularity": "channel"}}}
+    settings = {"backend": "none", "observer": "min_max"} if method == "observed" else {"backend": "none"}
+    result = compressed(model, target=target, method=method, **settings, max_steps=2)
+    data = result.tensors["stem/input_0"]
+    assert data.scale.shape == (2,) and "head/bias" not in result.tensors
+    x = batches()[0][0][:3]
+    if method == "observed":
+        seen = torch.stack([x for x, _ in batches()[:3]])  # in the calibration, and two of them in the training
+        low, high = seen.amin(dim=(0, 1, 3, 4)), seen.amax(dim=(0, 1, 3, 4))
+        torch.testing.assert_close(data.scale, (high - low) / 255)
+    model.eval()
+    with torch.no_grad(), simulated(model, result):
+        assert torch.isfinite(model(x)).all()
+
+
 def test_bias_correction_restores_the_mean_output() -> None:
     """With three-bit weights the mean over the calibration's batches is that of the float layer again."""
     target = {"target_names": ["weight", "bias"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
