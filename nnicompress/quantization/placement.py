@@ -142,8 +142,28 @@ class _Placement:
             if unknown := sorted(target.arguments - known):
                 near = did_you_mean(unknown[0], known) or f"; they have {', '.join(sorted(known))}"
                 raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.target_names")
+            self._check_inputs(target, [n for n in selected if n in found and found[n][0] == name], key)
             self._check_chains(target, key)
         return found
+
+    def _check_inputs(self, target: QuantizationTargetSettings, names: list[str], key: str) -> None:
+        """Each input that is asked for is one that a selected module has."""
+        counts = {type(self.modules[name]): self._num_inputs(name) for name in names}
+        asked = {name: "target_settings" for name in target.target_settings} | {
+            name: "target_names" for name in target.target_names or ()
+        }
+        for name, where in asked.items():
+            wanted = name.removeprefix("_input_")
+            if wanted == name or not wanted or not counts:
+                continue
+            indices = [_index(wanted, self.modules[module]) for module in names]
+            if not any(i is not None and i < self._num_inputs(n) for i, n in zip(indices, names, strict=True)):
+                have = ", ".join(f"{cls.__name__} has {n} input{'s' * (n > 1)}" for cls, n in counts.items())
+                raise ConfigError(f"{name} is no input that is quantized: {have}", key=f"{key}.{where}")
+
+    def _num_inputs(self, name: str) -> int:
+        """How many of the module's inputs can be quantized, from the first on."""
+        return 3 if isinstance(self.modules[name], nn.MultiheadAttention) else 1
 
     def _is_usable(self, name: str, target: QuantizationTargetSettings, key: str) -> bool:
         module = self.modules[name]
@@ -181,10 +201,17 @@ class _Placement:
         scheme = self.profile.weight_scheme(target.of_tensor("weight"), module, channel_axis(module))
         parameter = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
         granularity_key = f"{key}.{target.key_of('weight', 'granularity')}"
+        shape = module.get_parameter(parameter).shape
         try:
-            scheme.shape(module.get_parameter(parameter).shape)
+            scheme.shape(shape)
         except ValueError as error:
             raise ConfigError(f"{name}.{parameter}: {error}", key=granularity_key) from error
+        axis, block_size = scheme.granularity.axis, scheme.granularity.block_size
+        if axis is not None and block_size is not None and shape[axis] > block_size and shape[axis] % block_size:
+            raise ConfigError(
+                f"{name}.{parameter}: a block of {block_size} does not divide the {shape[axis]} along axis {axis}",
+                key=granularity_key,
+            )
         if self.settings.backend != "onnxruntime_x86":
             return
         if not scheme.symmetric:
@@ -193,7 +220,7 @@ class _Placement:
                 "in target_settings",
                 key=key,
             )
-        if scheme.granularity.axis not in (None, channel_axis(module)):
+        if axis not in (None, channel_axis(module)):
             raise ConfigError(
                 f"onnxruntime_x86 runs {name} in integers with one scale an output channel, axis "
                 f"{channel_axis(module)} of its weight, or one for all; use granularity: channel, or backend: none",
@@ -219,7 +246,7 @@ class _Placement:
             self._weights(name, module, target, call)
         if isinstance(module, nn.Embedding):
             return
-        for index, value in enumerate(call.inputs[: 3 if isinstance(module, nn.MultiheadAttention) else 1]):
+        for index, value in enumerate(call.inputs[: self._num_inputs(name)]):
             if target.names(f"_input_{index}"):
                 place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
@@ -405,6 +432,14 @@ class _Placement:
 
     def _why_it_did_not_run(self, name: str) -> str:
         return "the forward in evaluation mode does not run it"
+
+
+def _index(wanted: str, module: nn.Module) -> int | None:
+    """The number of the argument `wanted`, which is given by number or by name."""
+    if wanted.isdigit():
+        return int(wanted)
+    arguments = list(inspect.signature(module.forward).parameters)
+    return arguments.index(wanted) if wanted in arguments else None
 
 
 def _unusual_attention(module: nn.Module) -> str | None:

@@ -238,6 +238,31 @@ def test_what_the_runtime_has_no_kernel_for_is_refused() -> None:
     assert plan_of(model, images()).unquantized == ["1: onnxruntime_x86 has no integer kernel for ConvTranspose2d"]
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"target_names": ["weight", "_input_3"]}, "target_names: _input_3 is no input .*Linear has 1 input"),
+        ({"target_settings": {"_input_9": {"quant_dtype": "uint4"}}}, "target_settings: _input_9 is no input"),
+        (
+            {"op_types": ["Conv2d"], "target_settings": {"weight": {"granularity": {"axis": 1, "block_size": 2}}}},
+            "targets.0.target_settings.weight.granularity: one.weight: a block of 2 does not divide the 3 along axis 1",
+        ),
+    ],
+)
+def test_what_no_module_has(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(Residual(), images(), targets=[target], backend="none")
+
+
+def test_attention_has_three_inputs_that_are_quantized() -> None:
+    model = nn.MultiheadAttention(8, 2)
+    x = torch.randn(5, 2, 8)
+    for name, message in {"_input_3": "MultiheadAttention has 3 inputs", "_input_need_weights": "has 3 inputs"}.items():
+        target = {"op_types": ["MultiheadAttention"], "target_names": [name]}
+        with pytest.raises(ConfigError, match=message):
+            plan_of(model, x, x, x, targets=[target])
+
+
 def test_negative_axes_count_from_the_end() -> None:
     weight = {"weight": {"granularity": {"axis": -4}}}
     convolutions = {"op_types": ["Conv2d"], "target_settings": weight}

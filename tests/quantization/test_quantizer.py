@@ -223,7 +223,7 @@ def test_activations_with_one_scale_a_channel(method: str) -> None:
 
 def test_bias_correction_restores_the_mean_output() -> None:
     """With three-bit weights the mean over the calibration's batches is that of the float layer again."""
-    target = {"target_names": ["weight", "bias"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
+    target = {"target_names": ["weight"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
     x = torch.cat([x for x, _ in batches()])
     shifts = {}
     for correct in (False, True):
@@ -502,7 +502,9 @@ def test_a_simulated_model_can_be_copied() -> None:
         ({"calibration_steps": 0}, "calibration_steps"),
         ({"weight_observer": "entropy"}, "weight_observer is one of min_max, mse"),
         ({"shedule": {}}, "shedule: unknown key; did you mean 'schedule'"),
-        ({"method": "dorefa"}, "dorefa's weights need a quant_dtype of 2 to 7 bits"),
+        ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
+        ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
+        ({"method": "lsq", "weight_observer": "mse"}, "weight_observer belongs to method observed"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -523,12 +525,43 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"target_names": ["weight"], "target_settings": {"weigth": {}}}, "did you mean 'weight'"),
         ({"op_typs": ["Linear"]}, "targets.0.op_typs: unknown key; did you mean 'op_types'"),
         ({"op_names_re": ["("]}, "is not a regular expression"),
-        ({"fuse_names": ["conv"]}, "is no list of module names"),
+        ({"fuse_names": 5}, r"targets.0.fuse_names: 5 is no list of chains; give \[\[conv1"),
+        ({"fuse_names": "conv1"}, "'conv1' is no list of chains"),
+        ({"fuse_names": ["conv1", "bn1"]}, r"it is a list of chains; give \[\[conv1, bn1\]\]"),
+        ({"fuse_names": [["conv1"]]}, r"\[conv1\] is no chain: it takes two modules"),
+        ({"fuse_names": [[]]}, r"\[\] is no chain: it takes two modules"),
+        ({"target_names": ["weight", "_output_4"]}, "_output_4: of what a module returns only the first tensor"),
+        ({"target_settings": {"_output_4": {}}}, "_output_4: of what a module returns only the first tensor"),
+        ({"target_names": ["bias"]}, "target_names with bias need weight and _input_"),
+        ({"target_names": ["bias", "weight"]}, "target_names with bias need weight and _input_"),
+        ({"target_settings": {"bias": {"quant_dtype": "int8"}}}, "settings of bias, which has none: it is int32"),
+        ({"target_settings": {"weight": {"observer": "percentile"}}}, "targets.0: a weight's observer is one of"),
     ],
 )
 def test_wrong_targets(target: dict[str, Any], message: str) -> None:
     with pytest.raises(InputErrors, match=message):
         Quantizer([target], make_evaluator(make_net()))
+
+
+CHANNELS = {"target_settings": {"_input_": {"granularity": "channel"}}}
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "message"),
+    [
+        ({"target_settings": {"_input_": {"granularity": {"axis": 1, "block_size": 2}}}}, {}, "not one a block"),
+        (CHANNELS, {"observer": "mse"}, "ranges of single channels of activations are found by min_max and moving"),
+        (CHANNELS, {"method": "lsq_plus"}, "ranges of single channels of activations are found by min_max and moving"),
+        (
+            {"target_settings": {"_input_": {"observer": "mse"}}},
+            {"method": "lsq"},
+            "observer belongs to method observed",
+        ),
+    ],
+)
+def test_wrong_targets_of_any_backend(target: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputErrors, match=f"^targets.0: .*{message}"):
+        Quantizer([target], make_evaluator(make_net()), backend="none", **settings)
 
 
 def test_what_the_evaluator_lacks_is_named() -> None:
