@@ -100,6 +100,8 @@ class _Placement:
         """The place of a layer's input."""
         self.read_by: dict[str, bool] = {}
         """Place of an activation -> whether the layer that reads it said how."""
+        self.rectified: dict[str, str] = {}
+        """The place of a convolution's output behind its ReLU -> the module that makes or reads it."""
         self.integers: set[Value] = set()
         """Values that come from convolutions, through nothing but what runs in integers."""
 
@@ -113,6 +115,7 @@ class _Placement:
                 self.integers.update(call.outputs)
         # A sum over input channels that have scales of their own has none.
         self.plan.biases = [b for b in self.plan.biases if self._scheme_of(b.input).granularity == PER_TENSOR]
+        self._check_rectified()
         ran = {call.leaf for call in self.recorded.calls}
         for name in self.targets:
             if name not in ran:
@@ -365,6 +368,8 @@ class _Placement:
             own = self.targets[maker][1].of_tensor("_output_0")
             if own != QuantizationTensorSettings() and value.maker is not None:
                 settings, reader = own, value.maker
+        if self._is_rectified(value):
+            self.rectified.setdefault(place, reader.leaf or "")
         reads = reads and settings != QuantizationTensorSettings()
         self._add(place, settings, tuple(value.tensor.shape), reader, reads=reads)
         return place
@@ -392,6 +397,24 @@ class _Placement:
             key = f"targets.{self.targets[call.leaf][0]}" if call.leaf in self.targets else "targets"
             raise ConfigError(f"{place} can't have scales along axis {axis}: {why}", key=key)
         self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+
+    def _is_rectified(self, value: Value) -> bool:
+        """Whether a convolution makes it, with a ReLU behind."""
+        found, maker = False, value.maker
+        while maker is not None and self._is_folded(maker):
+            found |= maker.name in ACTIVATIONS
+            maker = maker.inputs[0].maker
+        return found and maker is not None and isinstance(self.modules.get(maker.leaf or ""), CONVOLUTIONS)
+
+    def _check_rectified(self) -> None:
+        """A runtime folds a ReLU into the quantization behind it where zero is the lowest integer."""
+        for place, module in self.rectified.items():
+            if self.settings.backend == "onnxruntime_x86" and self._scheme_of(place).symmetric:
+                raise ConfigError(
+                    f"{place}: onnxruntime_x86 runs a convolution with its ReLU in integers where zero is the lowest "
+                    "of them; give these activations quant_scheme: affine",
+                    key=f"targets.{self.targets[module][0]}" if module in self.targets else "targets",
+                )
 
     def _scheme_of(self, place: str) -> Scheme:
         return self.plan.activations[place].scheme

@@ -264,6 +264,12 @@ def _check_activations(
         own = target.of_tensor(name)
         if own.observer is not None and method != "observed":
             raise ValueError(f"observer belongs to method observed: {method} finds its scales without one")
+        # DoReFa's activations are unsigned whatever their bits are called.
+        if backend != "none" and method != "dorefa" and (own.quant_dtype or "uint8").startswith("int"):
+            raise ValueError(
+                f"{backend} has integer kernels for unsigned activations alone; give activations "
+                f"u{own.quant_dtype}, and {own.quant_dtype} to weight in target_settings"
+            )
         if own.granularity in (None, "default", "tensor"):
             continue
         if backend != "none":

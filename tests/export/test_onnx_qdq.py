@@ -20,7 +20,7 @@ from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.quantization.lowering import lower
 from nnicompress.quantization.scheme import Scheme
-from tests.quantization.by_hand import calibrate, image, network, other_inputs, quantized, simulate
+from tests.quantization.by_hand import Residual, calibrate, image, network, other_inputs, quantized, simulate
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -93,6 +93,33 @@ def test_projections_that_share_a_weight_run_in_integers(granularity: str, tmp_p
     coverage = integer_coverage(tmp_path / "m.onnx")
     assert coverage.integer["QGemm"] == 6, coverage.summary
     assert not coverage.weighted_in_float
+
+
+@pytest.mark.parametrize(
+    ("activations", "kernels"),
+    [
+        ({"quant_dtype": "uint8"}, {"QLinearConv": 2, "QLinearAdd": 1, "QGemm": 1}),
+        # The stem's ReLU stands between it and integers whose zero is in their middle; the other convolution has none.
+        ({"quant_dtype": "uint8", "quant_scheme": "symmetric"}, {"QLinearConv": 1, "QLinearAdd": 1, "QGemm": 1}),
+        ({"quant_dtype": "int8"}, {"QLinearConv": 0, "QLinearAdd": 0, "QGemm": 1}),
+    ],
+)
+def test_the_runtime_fuses_what_its_profile_allows(
+    activations: dict[str, str], kernels: dict[str, int], tmp_path: Path
+) -> None:
+    """What it would leave in float, which `backend: none` shows, is refused for it."""
+    torch.manual_seed(0)
+    model, inputs = Residual(by_hand=False).eval(), image(3, 8, 8)
+    target = {**activations, "target_settings": {"weight": {"quant_dtype": "int8", "quant_scheme": "symmetric"}}}
+    frozen = freeze(model, inputs, quantized(model, inputs, [target], trains=False, backend="none"))
+    FORMATS["onnx"].export(frozen, inputs, tmp_path / "m.onnx")
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert {kernel: coverage.integer.get(kernel, 0) for kernel in kernels} == kernels, coverage.summary
+    if kernels["QLinearConv"] < 2:
+        with pytest.raises(
+            UserError, match="onnxruntime_x86 (has integer kernels for|runs a convolution with its ReLU)"
+        ):
+            quantized(model, inputs, [target], trains=False)
 
 
 def weights_with(granularity: object, file: Path) -> tuple[FrozenModel, nn.Module, ModelInput]:

@@ -222,6 +222,10 @@ def test_a_subclass_keeps_its_own_forward_and_is_told() -> None:
             r"targets.0.target_settings.weight.granularity: onnxruntime_x86 runs one in integers with one scale an "
             "output channel, axis 0 of its weight",
         ),
+        (
+            {"target_settings": {"_output_": {"quant_scheme": "symmetric"}}},
+            "targets.0: /relu_0/output_0: onnxruntime_x86 runs a convolution with its ReLU in integers where zero is",
+        ),
     ],
 )
 def test_what_can_not_be_placed(target: dict[str, Any], message: str) -> None:

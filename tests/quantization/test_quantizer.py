@@ -518,6 +518,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"quant_dtype": "int16"}, "targets.0.quant_dtype: no quant_dtype named 'int16'"),
         ({"granularity": "chanel"}, "no granularity named 'chanel'; did you mean 'channel'"),
         ({"granularity": {"axis": 1, "blocksize": 4}}, "unknown key; did you mean 'block_size'"),
+        ({"quant_dtype": "int4"}, "unsigned activations alone; give activations uint4, and int4 to weight in target"),
+        ({"target_settings": {"_input_0": {"quant_dtype": "int8"}}}, "unsigned activations alone; give activations"),
         ({"granularity": "channel"}, "runs activations in integers with one scale a tensor"),
         ({"target_names": ["weight"], "granularity": {"axis": 1, "block_size": 4}}, "no integer kernels for blocks"),
         ({"target_names": []}, "target_names is empty"),
