@@ -17,7 +17,7 @@ DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
 METHODS = ("observed", "lsq", "lsq_plus", "dorefa", "bnn")
 FLOATS_AGAIN = ("observed", "lsq", "lsq_plus")
 """Methods that leave the weights as floats: without its fake quantizers a layer is a float layer."""
-OBSERVERS = ("min_max", "moving_average", "entropy", "percentile", "mse")
+OBSERVERS = ("min_max", "moving_average", "histogram", "percentile", "mse")
 TRAINABLE_OBSERVERS = ("min_max", "moving_average")
 """Observers that can follow a training; the others look at the calibration's batches twice."""
 WEIGHT_OBSERVERS = ("min_max", "mse")
@@ -91,12 +91,14 @@ class ObserverSettings(Settings):
     """How a range is found."""
 
     name: str = "moving_average"
+    """`min_max`, `moving_average`; over a histogram, `histogram` (the range that loses least information in 128 levels,
+    by KL divergence), `percentile`, `mse` (that of least squared error)."""
     momentum: float = Field(default=0.1, gt=0, le=1)
     """For `moving_average`: how much an optimizer step's range counts."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """For `percentile`: the share of values inside the range, in percent."""
     bins: int = Field(default=2048, ge=256)
-    """For `entropy`, `percentile` and `mse`: of the histogram."""
+    """For `histogram`, `percentile` and `mse`."""
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:
@@ -223,10 +225,21 @@ class QuantizationScheduleSettings(Settings):
 
     simulate_from: Steps = 0
     """Fake quantization begins; ranges and learned scales are there from the calibration."""
+    observe_from: Steps = 0
+    """Ranges of activations begin to follow the training; before, they are those of the calibration."""
     observe_until: Steps | None = None
     """Ranges of activations no longer follow the training. null: they follow it to its end."""
     freeze_batch_norm_at: Steps | None = None
     """Statistics of batch norm no longer change, and normalize in training too."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.observe_until is not None and 0 < self.observe_from >= self.observe_until:
+            raise ValueError(
+                f"observe_until {self.observe_until} is not after observe_from {self.observe_from}: ranges would never "
+                "follow the training"
+            )
+        return self
 
 
 def _fitting(target: QuantizationTargetSettings, info: ValidationInfo) -> QuantizationTargetSettings:

@@ -176,7 +176,7 @@ def test_calibration_without_training_moves_no_weight_and_quantizes_well() -> No
     assert not torch.equal(quantized, plain)
 
 
-@pytest.mark.parametrize("observer", ["min_max", "moving_average", "entropy", "percentile", "mse"])
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "histogram", "percentile", "mse"])
 def test_ranges_by_every_observer_are_within_the_values(observer: str) -> None:
     model = make_net()
     result = compressed(
@@ -268,6 +268,33 @@ def test_the_schedule() -> None:
     trained = statistics[-6:]  # the calibration's steps come first
     assert not torch.equal(trained[1], trained[2]) and all(torch.equal(s, trained[2]) for s in trained[3:])
     assert model.norm.training
+
+
+def test_ranges_follow_the_training_from_a_step_on() -> None:
+    model = make_net()
+    schedule = {"observe_from": 2, "observe_until": 5}
+    quantizer = Steps([{}], make_evaluator(model), calibration_steps=2, observer="moving_average", schedule=schedule)
+    quantizer.seen = []
+    quantizer.compress(model, max_steps=6)
+    assert [obs for _, _, obs, _ in quantizer.seen] == [False, False, True, True, True, False, False]
+    scales = [scale for *_, scale in quantizer.seen]
+    assert len(set(scales[:3])) == 1 and len(set(scales[2:6])) == 4 and scales[5] == scales[6]
+    x = batches()[2][0]  # of the first step whose range counts, a tenth of the moving average
+    calibrated = [(x.min().item(), x.max().item()) for x, _ in batches()[:2]]
+    low, high = (a + 0.1 * (b - a) for a, b in zip(*calibrated, strict=True))
+    low, high = low + 0.1 * (x.min().item() - low), high + 0.1 * (x.max().item() - high)
+    assert scales[3] == pytest.approx((high - low) / 255, rel=1e-5)
+
+
+def test_a_training_that_never_simulates_is_told() -> None:
+    model, notes = make_net(), []
+    evaluator = make_evaluator(model)
+    quantizer = Quantizer([{}], evaluator, notes.append, calibration_steps=1, schedule={"simulate_from": BATCHES})
+    with pytest.raises(UserError, match="schedule.simulate_from: simulated from step 6, a training of 6 steps never"):
+        quantizer.compress(model, max_steps=BATCHES)
+    quantizer.compress(model, max_epochs=1)
+    (told,) = [note.text for note in notes if "nothing was simulated" in getattr(note, "text", "")]
+    assert told == "nothing was simulated: simulate_from is 6, and the training ended after 6 steps"
 
 
 class Killed(Exception):
@@ -494,13 +521,17 @@ def test_a_simulated_model_can_be_copied() -> None:
     ("settings", "message"),
     [
         ({"method": "lqs"}, "no method named 'lqs'; did you mean 'lsq'"),
-        ({"observer": "histogramm"}, "no observer named 'histogramm'"),
+        ({"observer": "histogramm"}, "no observer named 'histogramm'; did you mean 'histogram'"),
+        (
+            {"schedule": {"observe_from": 5, "observe_until": 5}},
+            "schedule: observe_until 5 is not after observe_from 5",
+        ),
         ({"method": "bnn"}, "onnxruntime_x86 can't run in integers; set backend: none"),
         ({"gradient_bits": 4}, "gradient_bits belongs to dorefa, and the method is observed"),
         ({"bias_correction": True}, "needs trains: false"),
         ({"functions": ["ad"]}, "no function named 'ad'; did you mean 'add'"),
         ({"calibration_steps": 0}, "calibration_steps"),
-        ({"weight_observer": "entropy"}, "weight_observer is one of min_max, mse"),
+        ({"weight_observer": "histogram"}, "weight_observer is one of min_max, mse"),
         ({"shedule": {}}, "shedule: unknown key; did you mean 'schedule'"),
         ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
         ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
