@@ -30,6 +30,7 @@ from nnicompress.errors import ConfigError, InputErrors, JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
+from nnicompress.export.formats import FORMATS
 from nnicompress.export.inference import inference_facts
 from nnicompress.factory import build_data, built
 from nnicompress.graph.widths import UNITS
@@ -43,6 +44,7 @@ from nnicompress.pruning import plan as pruning_plan
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import WIDTH_KINDS, PrunerSettings
 from nnicompress.pruning.targets import select
+from nnicompress.quantization.lowering import NO_BLOCKS
 from nnicompress.quantization.placement import Plan
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
@@ -377,8 +379,16 @@ class _Check:
                 key = stage.compressor_key or "compressor"
                 plan = self.attempt(key, _plan, key, Quantizer(stage.compressor, evaluator), model)
                 if plan is not None:
+                    self.blocks_in_files(settings, plan)
                     found.append(_quantized(key, stage.compressor, plan))
         return tuple(found)
+
+    def blocks_in_files(self, settings: RecipeSettings, plan: Plan) -> None:
+        """No file is asked for that can't hold the weights' scales."""
+        block = next((weight for weight in plan.weights if weight.scheme.granularity.kind == "block"), None)
+        for key, form in asked_formats(settings, self.resolved):
+            if block is not None and form is FORMATS["onnx"]:
+                self.fail(f"{block.module} has one scale a block, {NO_BLOCKS}", key)
 
     def fail(self, text: str, key: str) -> None:
         self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))

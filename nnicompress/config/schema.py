@@ -264,7 +264,7 @@ class _Validation:
                 text = f"{name} takes a {COMPRESSES[name]}, and this is a {compressor.kind}{instead}"
                 self.add(f"{compressor_key}.kind", text)
             if isinstance(compressor, QuantizerSettings) and isinstance(settings, QuantizeSettings):
-                self.training_length(key, compressor, settings)
+                self.training_length(key, compressor_key, compressor, settings)
         objects = self.resolved.stage_objects[name]
         for kind in ("optimizer", "scheduler"):
             if kind in values and getattr(objects, kind) is not None:
@@ -274,13 +274,21 @@ class _Validation:
         assert name not in COMPRESSES or compressor or self.errors
         return RecipeStage(name, settings, objects.optimizer, objects.scheduler, compressor, compressor_key)
 
-    def training_length(self, key: str, quantizer: QuantizerSettings, settings: QuantizeSettings) -> None:
+    def training_length(
+        self, key: str, compressor_key: str, quantizer: QuantizerSettings, settings: QuantizeSettings
+    ) -> None:
         """A quantizer that trains is told how long; one that doesn't is not."""
         given = [name for name in ("max_epochs", "max_steps") if getattr(settings, name) is not None]
         if quantizer.trains and not given:
             self.add(key, "this quantizer trains: say how long, with max_epochs or max_steps")
         elif given and not quantizer.trains:
             self.add(f"{key}.{given[0]}", "this quantizer only calibrates and trains nothing (trains: false)")
+        begins = quantizer.schedule.simulate_from
+        if settings.max_steps is not None and begins >= settings.max_steps:
+            self.add(
+                f"{compressor_key}.schedule.simulate_from",
+                f"simulated from step {begins}, a training of {settings.max_steps} steps ({key}.max_steps) never is",
+            )
         if settings.max_accuracy_drop is not None and quantizer.method not in FLOATS_AGAIN:
             self.add(
                 f"{key}.max_accuracy_drop",

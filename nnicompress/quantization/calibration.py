@@ -17,9 +17,9 @@ from nnicompress.quantization.fake_quantizer import FakeQuantizer, Watcher
 from nnicompress.quantization.learned import lsq_plus_weight_scale, lsq_scale
 from nnicompress.quantization.observers import Histogram, Magnitudes, RangeObserver, commit
 from nnicompress.quantization.ranges import (
-    entropy,
     extremes,
     grouped,
+    histogram_least_divergence,
     histogram_least_squares,
     least_squares,
     percentile,
@@ -86,7 +86,7 @@ def _histogram_ranges(
     ranges: Mapping[str, tuple[Tensor, Tensor]],
     num_batches: int,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    wanted = {place: pair for place, pair in quantizers.items() if pair[1].name in ("entropy", "percentile", "mse")}
+    wanted = {place: pair for place, pair in quantizers.items() if pair[1].name in ("histogram", "percentile", "mse")}
     if not wanted:
         return {}
     histograms = {place: Histogram(*ranges[place], bins=settings.bins) for place, (_, settings) in wanted.items()}
@@ -102,7 +102,7 @@ def _histogram_ranges(
         elif settings.name == "mse":
             found[place] = histogram_least_squares(counts, low, high, quantizer.scheme)
         else:
-            found[place] = entropy(counts, low, high)
+            found[place] = histogram_least_divergence(counts, low, high)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, integer_dtype, references, run
 from nnicompress.quantization.lowered_attention import simplify_mask
@@ -30,6 +31,7 @@ _DIVISIONS = {
     "aten.split_with_sizes.default": "split",
     "aten.unbind.int": "unbind",
 }
+NO_BLOCKS = "which model.onnx can't hold; use granularity: channel, or leave out the format onnx"
 _INT32 = 2**31 - 1
 
 
@@ -41,9 +43,13 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
     values are dequantized where they are computed with, not before they are moved; an attention's mask is worked on
     before it meets the scores; a part of a dequantized tensor is taken of its integers; zero points get the type of
     their integers; a quantized embedding looks integers up; the columns of a convolution of images become channels.
+
+    Raises:
+        UserError: weights have one scale a block.
     """
-    widths = _widths(frozen, inputs)
     program = Program.of(frozen)
+    _refuse_blocks(program)
+    widths = _widths(frozen, inputs)
     for step in list(program.steps.values()):
         if step.operator == "aten.batch_norm.default":
             _fold_batch_norm(program, step)
@@ -65,6 +71,12 @@ def lower(frozen: FrozenModel, inputs: ModelInput) -> FrozenModel:
             unroll_columns(program, step, widths[step.args[0]["value"]])
     _type_zero_points(program)
     return program.frozen()
+
+
+def _refuse_blocks(program: Program) -> None:
+    for step in program.steps.values():
+        if step.operator == DEQUANTIZE and program.tensors[step.args[1]["buffer"]].dim() > 1:
+            raise UserError(f"{step.module or step.name} has one scale a block, {NO_BLOCKS}")
 
 
 def _widths(frozen: FrozenModel, inputs: ModelInput) -> dict[str, int]:
@@ -203,10 +215,11 @@ def _take_integers(program: Program, step: Step, division: Step, dequantization:
 
 
 def _quantize_bias(program: Program, step: Step) -> None:
-    """Bias in int32, where input and weight are quantized."""
-    at_bias, at_x, at_weight = (0, 1, 2) if step.operator == "aten.addmm.default" else (2, 0, 1)
+    """Bias in int32, where input and weight are quantized and have one scale an output channel, or one for all."""
+    product = step.operator == "aten.addmm.default"  # its weight is [in, out]
+    at_bias, at_x, at_weight = (0, 1, 2) if product else (2, 0, 1)
     x, stored = program.made_by(step.args[at_x], DEQUANTIZE), program.integers(step.args[at_weight])
-    if x is None or stored is None or x.args[3] is not None:
+    if x is None or stored is None or x.args[3] is not None or stored[0].args[3] not in (None, int(product)):
         return
     bias = program.tensor(step.args[at_bias]) if len(step.args) > at_bias else None
     if bias is None or not bias.is_floating_point():

@@ -21,7 +21,7 @@ from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMUL
 from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, add_transformers, channel_axis
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
-from nnicompress.quantization.scheme import Scheme
+from nnicompress.quantization.scheme import PER_TENSOR, Scheme
 from nnicompress.quantization.settings import QuantizationTargetSettings, QuantizationTensorSettings, QuantizerSettings
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -100,6 +100,8 @@ class _Placement:
         """The place of a layer's input."""
         self.read_by: dict[str, bool] = {}
         """Place of an activation -> whether the layer that reads it said how."""
+        self.rectified: dict[str, str] = {}
+        """The place of a convolution's output behind its ReLU -> the module that makes or reads it."""
         self.integers: set[Value] = set()
         """Values that come from convolutions, through nothing but what runs in integers."""
 
@@ -111,6 +113,9 @@ class _Placement:
                 self._function(call)
             if self._carries_on(call):
                 self.integers.update(call.outputs)
+        # A sum over input channels that have scales of their own has none.
+        self.plan.biases = [b for b in self.plan.biases if self._scheme_of(b.input).granularity == PER_TENSOR]
+        self._check_rectified()
         ran = {call.leaf for call in self.recorded.calls}
         for name in self.targets:
             if name not in ran:
@@ -140,8 +145,28 @@ class _Placement:
             if unknown := sorted(target.arguments - known):
                 near = did_you_mean(unknown[0], known) or f"; they have {', '.join(sorted(known))}"
                 raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.target_names")
+            self._check_inputs(target, [n for n in selected if n in found and found[n][0] == name], key)
             self._check_chains(target, key)
         return found
+
+    def _check_inputs(self, target: QuantizationTargetSettings, names: list[str], key: str) -> None:
+        """Each input that is asked for is one that a selected module has."""
+        counts = {type(self.modules[name]): self._num_inputs(name) for name in names}
+        asked = {name: "target_settings" for name in target.target_settings} | {
+            name: "target_names" for name in target.target_names or ()
+        }
+        for name, where in asked.items():
+            wanted = name.removeprefix("_input_")
+            if wanted == name or not wanted or not counts:
+                continue
+            indices = [_index(wanted, self.modules[module]) for module in names]
+            if not any(i is not None and i < self._num_inputs(n) for i, n in zip(indices, names, strict=True)):
+                have = ", ".join(f"{cls.__name__} has {n} input{'s' * (n > 1)}" for cls, n in counts.items())
+                raise ConfigError(f"{name} is no input that is quantized: {have}", key=f"{key}.{where}")
+
+    def _num_inputs(self, name: str) -> int:
+        """How many of the module's inputs can be quantized, from the first on."""
+        return 3 if isinstance(self.modules[name], nn.MultiheadAttention) else 1
 
     def _is_usable(self, name: str, target: QuantizationTargetSettings, key: str) -> bool:
         module = self.modules[name]
@@ -173,12 +198,36 @@ class _Placement:
         return None
 
     def _check_scheme(self, name: str, target: QuantizationTargetSettings, key: str) -> None:
-        affine = target.names("weight") and target.of_tensor("weight").quant_scheme == "affine"
-        if self.settings.backend == "onnxruntime_x86" and affine:
+        module = self.modules[name]
+        if type(module) not in SWAPS or not target.names("weight"):
+            return
+        parameter = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        shape = self._parameter(name, module, parameter).shape
+        scheme = self.profile.weight_scheme(target.of_tensor("weight"), module, channel_axis(module))
+        granularity_key = f"{key}.{target.key_of('weight', 'granularity')}"
+        try:
+            scheme.shape(shape)
+        except ValueError as error:
+            raise ConfigError(f"{name}.{parameter}: {error}", key=granularity_key) from error
+        axis, block_size = scheme.granularity.axis, scheme.granularity.block_size
+        if axis is not None and block_size is not None and shape[axis] > block_size and shape[axis] % block_size:
+            raise ConfigError(
+                f"{name}.{parameter}: a block of {block_size} does not divide the {shape[axis]} along axis {axis}",
+                key=granularity_key,
+            )
+        if self.settings.backend != "onnxruntime_x86":
+            return
+        if not scheme.symmetric:
             raise ConfigError(
                 f"onnxruntime_x86 runs {name} in integers with symmetric weights; give weight quant_scheme: symmetric "
                 "in target_settings",
                 key=key,
+            )
+        if axis not in (None, channel_axis(module)):
+            raise ConfigError(
+                f"onnxruntime_x86 runs {name} in integers with one scale an output channel, axis "
+                f"{channel_axis(module)} of its weight, or one for all; use granularity: channel, or backend: none",
+                key=granularity_key,
             )
 
     def _check_chains(self, target: QuantizationTargetSettings, key: str) -> None:
@@ -200,7 +249,7 @@ class _Placement:
             self._weights(name, module, target, call)
         if isinstance(module, nn.Embedding):
             return
-        for index, value in enumerate(call.inputs[: 3 if isinstance(module, nn.MultiheadAttention) else 1]):
+        for index, value in enumerate(call.inputs[: self._num_inputs(name)]):
             if target.names(f"_input_{index}"):
                 place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
@@ -223,12 +272,6 @@ class _Placement:
         parameters = ("in_proj_weight", "out_proj.weight") if isinstance(module, nn.MultiheadAttention) else ("weight",)
         for parameter in parameters:
             scheme = self.profile.weight_scheme(asked, module, channel_axis(module))
-            shape = self._parameter(name, module, parameter).shape
-            try:
-                scheme.shape(shape)
-            except ValueError as error:
-                key = f"targets.{self.targets[name][0]}.granularity"
-                raise ConfigError(f"{name}.{parameter}: {error}", key=key) from error
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
 
     def _parameter(self, name: str, module: nn.Module, parameter: str) -> nn.Parameter:
@@ -248,14 +291,17 @@ class _Placement:
             return
         # A bias in front of a batch norm is folded into it, and only the sum becomes integers.
         per_output = weight.scheme.granularity.axis in (None, channel_axis(module))
+        if isinstance(module, TRANSPOSED) and module.groups > 1 and weight.scheme.granularity.axis is not None:
+            per_output = False  # axis 1 of its weight has the output channels of one group
         if per_output and weight.scheme.symmetric and weight.batch_norm is None:
             self.plan.biases.append(BiasPlace(name, self.inputs_of[name]))
 
     def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
+        # Heads have no channels of their own.
+        settings = target.of_tensor("_input_0").model_copy(update={"granularity": None})
         for inner in INSIDE_ATTENTION:
-            settings = target.of_tensor("_input_0")
-            self._add(f"{name}/{inner}", settings, tuple(length))
+            self._add(f"{name}/{inner}", settings, tuple(length), call)
 
     def _batch_norm_behind(self, call: Call) -> str | None:
         if not isinstance(self.modules[call.leaf or ""], CONVOLUTIONS):
@@ -286,7 +332,7 @@ class _Placement:
             for index, value in enumerate(values):
                 self._need(value, call, index, settings)
             if call.name == ATTENTION:
-                self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape))
+                self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape), call)
 
     def _carries_on(self, call: Call) -> bool:
         """Whether the results are integers because the operands are."""
@@ -316,11 +362,14 @@ class _Placement:
 
         `reads`: the settings are those of a layer's input, which go before those of what makes the value or adds it.
         """
-        while (source := self._moved_from(value)) is not None:
+        whole = settings.granularity in (None, "default", "tensor")
+        # The channels that a layer reads lie elsewhere in what they were moved from.
+        moved = not whole and self._moved_from(value) is not None
+        while not moved and (source := self._moved_from(value)) is not None:
             value = source
         if not value.floating:
             return None
-        place = self._made_at(value) or self._read_at(reader, index)
+        place = (None if moved else self._made_at(value)) or self._read_at(reader, index)
         if place is None:
             self.plan.unquantized.append(
                 f"{reader.place}: its value is made in a Sequential with a forward of its own, which has no room for "
@@ -328,19 +377,60 @@ class _Placement:
             )
             return None
         maker = value.maker.leaf if value.maker is not None else None
-        if maker in self.targets and self.targets[maker][1].names("_output_0"):
+        if not moved and maker in self.targets and self.targets[maker][1].names("_output_0"):
             own = self.targets[maker][1].of_tensor("_output_0")
-            settings = own if own != QuantizationTensorSettings() else settings
-        self._add(place, settings, tuple(value.tensor.shape), reads=reads and settings != QuantizationTensorSettings())
+            if own != QuantizationTensorSettings() and value.maker is not None:
+                settings, reader = own, value.maker
+        if self._is_rectified(value):
+            self.rectified.setdefault(place, reader.leaf or "")
+        reads = reads and settings != QuantizationTensorSettings()
+        self._add(place, settings, tuple(value.tensor.shape), reader, reads=reads)
         return place
 
     def _add(
-        self, place: str, settings: QuantizationTensorSettings, shape: tuple[int, ...], *, reads: bool = False
+        self,
+        place: str,
+        settings: QuantizationTensorSettings,
+        shape: tuple[int, ...],
+        call: Call,
+        *,
+        reads: bool = False,
     ) -> None:
-        if place not in self.plan.activations or (reads and not self.read_by[place]):
-            self.read_by[place] = reads
-            scheme = self.profile.activation_scheme(settings)
-            self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+        """`call` reads the value, or makes it: its layer says where the channels are."""
+        if place in self.plan.activations and not (reads and not self.read_by[place]):
+            return
+        self.read_by[place] = reads
+        module = self.modules.get(call.leaf) if call.leaf is not None else None
+        last = type(module) in SWAPS and not isinstance(module, CONVOLUTIONS)
+        dims = len(shape)
+        scheme = self.profile.activation_scheme(settings, dims - 1 if last else 1, dims)
+        axis = scheme.granularity.axis
+        if axis is not None and not 0 < axis < dims:
+            why = "dimension 0 is the batch" if axis == 0 else f"a tensor of shape {shape} has no dimension {axis}"
+            key = f"targets.{self.targets[call.leaf][0]}" if call.leaf in self.targets else "targets"
+            raise ConfigError(f"{place} can't have scales along axis {axis}: {why}", key=key)
+        self.plan.activations[place] = ActivationPlace(place, scheme, settings, shape)
+
+    def _is_rectified(self, value: Value) -> bool:
+        """Whether a convolution makes it, with a ReLU behind."""
+        found, maker = False, value.maker
+        while maker is not None and self._is_folded(maker):
+            found |= maker.name in ACTIVATIONS
+            maker = maker.inputs[0].maker
+        return found and maker is not None and isinstance(self.modules.get(maker.leaf or ""), CONVOLUTIONS)
+
+    def _check_rectified(self) -> None:
+        """A runtime folds a ReLU into the quantization behind it where zero is the lowest integer."""
+        for place, module in self.rectified.items():
+            if self.settings.backend == "onnxruntime_x86" and self._scheme_of(place).symmetric:
+                raise ConfigError(
+                    f"{place}: onnxruntime_x86 runs a convolution with its ReLU in integers where zero is the lowest "
+                    "of them; give these activations quant_scheme: affine",
+                    key=f"targets.{self.targets[module][0]}" if module in self.targets else "targets",
+                )
+
+    def _scheme_of(self, place: str) -> Scheme:
+        return self.plan.activations[place].scheme
 
     def _moved_from(self, value: Value) -> Value | None:
         """The value that `value` is but a view or a choice of; None where it was computed."""
@@ -378,6 +468,14 @@ class _Placement:
 
     def _why_it_did_not_run(self, name: str) -> str:
         return "the forward in evaluation mode does not run it"
+
+
+def _index(wanted: str, module: nn.Module) -> int | None:
+    """The number of the argument `wanted`, which is given by number or by name."""
+    if wanted.isdigit():
+        return int(wanted)
+    arguments = list(inspect.signature(module.forward).parameters)
+    return arguments.index(wanted) if wanted in arguments else None
 
 
 def _unusual_attention(module: nn.Module) -> str | None:

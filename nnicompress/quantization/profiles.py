@@ -25,22 +25,23 @@ class Profile:
     full_range: bool
     """Whether symmetric weights use the lowest integer too."""
 
-    def activation_scheme(self, asked: QuantizationTensorSettings) -> Scheme:
-        """The scheme of an activation."""
+    def activation_scheme(self, asked: QuantizationTensorSettings, axis: int, dims: int) -> Scheme:
+        """The scheme of an activation of `dims` dimensions whose channels lie along `axis`."""
         return Scheme(
             asked.quant_dtype or self.activation_dtype,
             symmetric=asked.quant_scheme == "symmetric",
-            granularity=_granularity(asked.granularity, PER_TENSOR, channel_axis=1),
+            granularity=_granularity(asked.granularity, PER_TENSOR, channel_axis=axis, dims=dims),
         )
 
     def weight_scheme(self, asked: QuantizationTensorSettings, module: nn.Module, axis: int) -> Scheme:
         """The scheme of a weight whose output channels lie along `axis`."""
         # A lookup takes rows of a table, and a runtime dequantizes what it took: all rows need one scale.
         default = PER_TENSOR if isinstance(module, nn.Embedding) else Granularity(axis)
+        dims = 2 if isinstance(module, nn.MultiheadAttention) else module.get_parameter("weight").dim()
         return Scheme(
             asked.quant_dtype or self.weight_dtype,
             symmetric=asked.quant_scheme != "affine",
-            granularity=_granularity(asked.granularity, default, channel_axis=axis),
+            granularity=_granularity(asked.granularity, default, channel_axis=axis, dims=dims),
             full_range=self.full_range,
         )
 
@@ -51,12 +52,13 @@ def profile_of(settings: QuantizerSettings) -> Profile:
     return Profile(activation, weight, full_range=settings.method in ("lsq", "lsq_plus"))
 
 
-def _granularity(asked: str | tuple[int, int | None] | None, default: Granularity, channel_axis: int) -> Granularity:
+def _granularity(
+    asked: str | tuple[int, int | None] | None, default: Granularity, channel_axis: int, dims: int
+) -> Granularity:
+    """`dims`: of the tensor, from whose end negative axes count."""
     if asked is None or asked == "default":
         return default
     if asked == "tensor":
         return PER_TENSOR
-    if asked == "channel":
-        return Granularity(channel_axis)
-    assert isinstance(asked, tuple)
-    return Granularity(*asked)
+    axis, block_size = (channel_axis, None) if isinstance(asked, str) else asked
+    return Granularity(axis + dims if -dims <= axis < 0 else axis, block_size)

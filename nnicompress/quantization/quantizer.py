@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nnicompress import distributed, exchange
-from nnicompress.errors import UserError
+from nnicompress.errors import ConfigError, UserError
 from nnicompress.evaluators.contract import Evaluator, Handle, StepEvent
 from nnicompress.evaluators.training_step import device_of
 from nnicompress.events import Listener, Note, silent
@@ -123,6 +123,12 @@ class Quantizer:
             raise UserError(
                 "max_steps and max_epochs ask for a training, and the quantizer's settings say trains: false"
             )
+        simulate_from = self.settings.schedule.simulate_from
+        if max_steps is not None and simulate_from >= max_steps:
+            raise ConfigError(
+                f"simulated from step {simulate_from}, a training of {max_steps} steps never is",
+                key="schedule.simulate_from",
+            )
         with self.evaluator.bound(model):
             args, kwargs = self.evaluator.example_inputs(2)
             if alongside is not None:
@@ -148,6 +154,14 @@ class Quantizer:
             finally:
                 self._corrected = []
                 attached.remove()
+        if self.settings.trains and simulate_from >= self._step:
+            self._listener(
+                Note(
+                    f"nothing was simulated: simulate_from is {simulate_from}, and the training ended after "
+                    f"{self._step} steps",
+                    warning=True,
+                )
+            )
         self._listener(Note(result.summary))
         if result.unquantized:
             more = f" (and {len(result.unquantized) - 5} more)" if len(result.unquantized) > 5 else ""
@@ -301,7 +315,7 @@ class Quantizer:
         schedule = self.settings.schedule
         simulating = not self.settings.trains or step >= schedule.simulate_from
         until = schedule.observe_until
-        observing = self.settings.trains and (until is None or step < until)
+        observing = self.settings.trains and step >= schedule.observe_from and (until is None or step < until)
         for quantizer in self._quantizers.values():
             # A switch that is written makes the next forward wait for the device.
             if quantizer.simulating != simulating:

@@ -11,7 +11,7 @@ from nnicompress.quantization.scheme import Scheme
 SHRINKS = tuple(i / 100 for i in range(100, 19, -1))
 """The shares of the full range that a search tries."""
 KL_LEVELS = 128
-"""Levels of the distribution that `entropy` compares with (Migacz 2017)."""
+"""Levels of the distribution that `histogram_least_divergence` compares with (Migacz 2017)."""
 
 
 def grouped(x: Tensor, scheme: Scheme) -> tuple[Tensor, tuple[int, ...]]:
@@ -103,7 +103,7 @@ def histogram_least_squares(counts: Tensor, low: Tensor, high: Tensor, scheme: S
     return found
 
 
-def entropy(counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def histogram_least_divergence(counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The range whose clipped distribution loses least information in 128 levels (KL divergence; Migacz 2017).
 
     Ranges are shrunk from both ends in proportion.

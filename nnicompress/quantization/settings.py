@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from nnicompress.errors import did_you_mean
 from nnicompress.pruning.settings import Names, Patterns
@@ -17,14 +17,14 @@ DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
 METHODS = ("observed", "lsq", "lsq_plus", "dorefa", "bnn")
 FLOATS_AGAIN = ("observed", "lsq", "lsq_plus")
 """Methods that leave the weights as floats: without its fake quantizers a layer is a float layer."""
-OBSERVERS = ("min_max", "moving_average", "entropy", "percentile", "mse")
+OBSERVERS = ("min_max", "moving_average", "histogram", "percentile", "mse")
 TRAINABLE_OBSERVERS = ("min_max", "moving_average")
 """Observers that can follow a training; the others look at the calibration's batches twice."""
 WEIGHT_OBSERVERS = ("min_max", "mse")
 FUNCTIONS = ("add", "cat", "matmul", "scaled_dot_product_attention")
 GRANULARITIES = ("default", "tensor", "channel")
 TENSORS = ("_input_", "weight", "bias", "_output_")
-TARGET_NAME = re.compile(r"weight|bias|_input_\w*|_output_\d*")
+TARGET_NAME = re.compile(r"weight|bias|_input_\w*|_output_0?")
 
 
 def _named(value: object) -> object:
@@ -63,16 +63,27 @@ def _granularity(value: object) -> object:
     raise ValueError(f"{value!r} is no granularity; known: {', '.join(GRANULARITIES)}, or {{axis: 1, block_size: 32}}")
 
 
-def _fused(value: object) -> object:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f"{value!r} is no list of module names that follow each other, such as [conv1, bn1, relu]")
-    return tuple(value)
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _chains(value: object) -> object:
+    if value is None:
+        return ()
+    if not _is_list(value):
+        raise ValueError(f"{value!r} is no list of chains; give [[conv1, bn1, relu]]")
+    if value and all(isinstance(name, str) for name in value):
+        raise ValueError(f"it is a list of chains; give [[{', '.join(value)}]]")
+    for chain in value:
+        if not _is_list(chain) or len(chain) < 2:
+            shown = f"[{', '.join(map(str, chain))}]" if _is_list(chain) else repr(chain)
+            raise ValueError(f"{shown} is no chain: it takes two modules or more that follow each other")
+    return tuple(tuple(chain) for chain in value)
 
 
 Dtype = Annotated[str, AfterValidator(_dtype)]
 Granularity = Annotated[str | tuple[int, int | None], BeforeValidator(_granularity)]
 """`default` (the profile's), `tensor`, `channel` (of output), or `{axis: 1, block_size: 32}`."""
-Chain = Annotated[tuple[str, ...], BeforeValidator(_fused)]
 Steps = Annotated[int, Field(ge=0)]
 
 
@@ -80,12 +91,14 @@ class ObserverSettings(Settings):
     """How a range is found."""
 
     name: str = "moving_average"
+    """`min_max`, `moving_average`; over a histogram, `histogram` (the range that loses least information in 128 levels,
+    by KL divergence), `percentile`, `mse` (that of least squared error)."""
     momentum: float = Field(default=0.1, gt=0, le=1)
     """For `moving_average`: how much an optimizer step's range counts."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """For `percentile`: the share of values inside the range, in percent."""
     bins: int = Field(default=2048, ge=256)
-    """For `entropy`, `percentile` and `mse`: of the histogram."""
+    """For `histogram`, `percentile` and `mse`."""
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:
@@ -124,7 +137,7 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     """`_input_` (all), `_input_0`, `_input_NAME` (an argument of the forward), `weight`, `bias`, `_output_`. null:
     inputs and weights, and outputs and biases where the runtime needs them."""
     target_settings: dict[str, QuantizationTensorSettings] = Field(default_factory=dict)
-    fuse_names: Annotated[tuple[Chain, ...], BeforeValidator(lambda value: () if value is None else tuple(value))] = ()
+    fuse_names: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_chains)] = ()
     """Modules that become one in the runtime, in order; all that can are found without it, and these are checked."""
 
     @property
@@ -136,6 +149,10 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     def _complete(self) -> Self:
         if self.target_names == ():
             raise ValueError("target_names is empty")
+        asked = (*(self.target_names or ()), *self.target_settings)
+        further = next((name for name in asked if re.fullmatch(r"_output_[1-9]\d*", name)), None)
+        if further is not None:
+            raise ValueError(f"{further}: of what a module returns only the first tensor is quantized; give _output_")
         wrong = next((name for name in self.target_names or () if TARGET_NAME.fullmatch(name) is None), None)
         if wrong is not None:
             raise ValueError(
@@ -147,6 +164,18 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
             if name not in known and not any(_covers(other, name) for other in known):
                 hint = did_you_mean(name, known)
                 raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
+        own = self.target_settings.get("bias")
+        if own is not None and own.model_fields_set:
+            raise ValueError(
+                "target_settings has settings of bias, which has none: it is int32, in units of the input's scale "
+                "times the weight's"
+            )
+        given = self.target_names or ("weight", "_input_")
+        if "bias" in given and not ("weight" in given and any(name.startswith("_input_") for name in given)):
+            raise ValueError(
+                "a bias is quantized in units of its input's scale times its weight's: target_names with bias need "
+                "weight and _input_"
+            )
         return self
 
     @property
@@ -179,6 +208,12 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
                 own |= {key: getattr(special, key) for key in special.model_fields_set}
         return QuantizationTensorSettings(**own)
 
+    def key_of(self, name: str, setting: str) -> str:
+        """Where `setting` of tensor `name` is written, below the target: `target_settings.weight.granularity`."""
+        special = self.target_settings.get(name)
+        own = special is not None and setting in special.model_fields_set
+        return f"target_settings.{name}.{setting}" if own else setting
+
     def names(self, name: str) -> bool:
         """Whether `name` (`weight`, `_input_0`) is among the tensors; by default all are."""
         asked = self.target_names
@@ -190,10 +225,81 @@ class QuantizationScheduleSettings(Settings):
 
     simulate_from: Steps = 0
     """Fake quantization begins; ranges and learned scales are there from the calibration."""
+    observe_from: Steps = 0
+    """Ranges of activations begin to follow the training; before, they are those of the calibration."""
     observe_until: Steps | None = None
     """Ranges of activations no longer follow the training. null: they follow it to its end."""
     freeze_batch_norm_at: Steps | None = None
     """Statistics of batch norm no longer change, and normalize in training too."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.observe_until is not None and 0 < self.observe_from >= self.observe_until:
+            raise ValueError(
+                f"observe_until {self.observe_until} is not after observe_from {self.observe_from}: ranges would never "
+                "follow the training"
+            )
+        return self
+
+
+def _fitting(target: QuantizationTargetSettings, info: ValidationInfo) -> QuantizationTargetSettings:
+    """`target`, which the quantizer's other settings (those that are right) allow."""
+    if {"method", "backend", "observer"} <= info.data.keys():
+        _check_weight(target, info.data["method"], info.data["backend"])
+        _check_activations(target, info.data["method"], info.data["backend"], info.data["observer"])
+    return target
+
+
+def _check_weight(target: QuantizationTargetSettings, method: str, backend: str) -> None:
+    weight = target.of_tensor("weight")
+    own = target.target_settings.get("weight")
+    if own is not None and own.observer is not None and own.observer.name not in WEIGHT_OBSERVERS:
+        raise ValueError(f"a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+    blocks = isinstance(weight.granularity, tuple) and weight.granularity[1] is not None
+    if blocks and method != "observed":
+        raise ValueError(f"{method} takes one scale a tensor or a channel, not one a block")
+    if blocks and backend != "none":
+        raise ValueError(f"{backend} has no integer kernels for blocks; use granularity: channel, or backend: none")
+    if method == "dorefa" and weight.quant_dtype in (None, "int8", "uint8"):
+        raise ValueError(
+            "dorefa's weights need a quant_dtype of 2 to 7 bits: their levels lie at odd integers, which take one bit "
+            "more"
+        )
+
+
+def _check_activations(
+    target: QuantizationTargetSettings, method: str, backend: str, observer: ObserverSettings
+) -> None:
+    special = (name for name in target.target_settings if name.startswith(("_input_", "_output_")))
+    for name in dict.fromkeys(("_input_0", "_output_0", *special)):
+        if not target.names(name):
+            continue
+        own = target.of_tensor(name)
+        if own.observer is not None and method != "observed":
+            raise ValueError(f"observer belongs to method observed: {method} finds its scales without one")
+        # DoReFa's activations are unsigned whatever their bits are called.
+        if backend != "none" and method != "dorefa" and (own.quant_dtype or "uint8").startswith("int"):
+            raise ValueError(
+                f"{backend} has integer kernels for unsigned activations alone; give activations "
+                f"u{own.quant_dtype}, and {own.quant_dtype} to weight in target_settings"
+            )
+        if own.granularity in (None, "default", "tensor"):
+            continue
+        if backend != "none":
+            raise ValueError(
+                f"{backend} runs activations in integers with one scale a tensor; give the granularity to weight in "
+                "target_settings"
+            )
+        if isinstance(own.granularity, tuple) and own.granularity[1] is not None:
+            raise ValueError(
+                "activations have one scale a tensor or a channel, not one a block; give the granularity to weight in "
+                "target_settings"
+            )
+        if method == "lsq_plus" or (own.observer or observer).name not in TRAINABLE_OBSERVERS:
+            raise ValueError(
+                "ranges of single channels of activations are found by min_max and moving_average; give the "
+                "granularity to weight in target_settings, or one of these observers"
+            )
 
 
 class QuantizerSettings(Settings):
@@ -224,7 +330,8 @@ class QuantizerSettings(Settings):
     """What simulates in a training on the CPU, with the same numbers: torch's own operators, or a compiled kernel.
 
     `auto`: compiled where the training is long enough to pay for it."""
-    targets: dict[str, QuantizationTargetSettings]
+    targets: dict[str, Annotated[QuantizationTargetSettings, AfterValidator(_fitting)]]
+    """The last field: a target is checked against those before it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -243,36 +350,10 @@ class QuantizerSettings(Settings):
             )
         if self.weight_observer.name not in WEIGHT_OBSERVERS:
             raise ValueError(f"weight_observer is one of {', '.join(WEIGHT_OBSERVERS)}")
-        for name, target in self.targets.items():
-            self._check_target(name, target)
+        given = next((name for name in ("observer", "weight_observer") if name in self.model_fields_set), None)
+        if given is not None and self.method != "observed":
+            raise ValueError(f"{given} belongs to method observed: {self.method} finds its scales without one")
         return self
-
-    def _check_target(self, name: str, target: QuantizationTargetSettings) -> None:
-        weight = target.of_tensor("weight")
-        runtime = self.backend != "none"
-        own = target.target_settings.get("weight")
-        if own is not None and own.observer is not None and own.observer.name not in WEIGHT_OBSERVERS:
-            raise ValueError(f"targets.{name}: a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}")
-        for tensor in ("_input_0", "_output_0"):
-            granularity = target.of_tensor(tensor).granularity
-            if runtime and target.names(tensor) and granularity not in (None, "default", "tensor"):
-                raise ValueError(
-                    f"targets.{name}: {self.backend} runs activations in integers with one scale a tensor; give the "
-                    "granularity to weight in target_settings"
-                )
-        blocks = isinstance(weight.granularity, tuple) and weight.granularity[1] is not None
-        if blocks and self.method != "observed":
-            raise ValueError(f"targets.{name}: {self.method} takes one scale a tensor or a channel, not one a block")
-        if blocks and runtime:
-            raise ValueError(
-                f"targets.{name}: {self.backend} has no integer kernels for blocks; use granularity: channel, or "
-                "backend: none"
-            )
-        if self.method == "dorefa" and weight.quant_dtype in (None, "int8", "uint8"):
-            raise ValueError(
-                f"targets.{name}: dorefa's weights need a quant_dtype of 2 to 7 bits: their levels lie at odd "
-                "integers, which take one bit more"
-            )
 
     @classmethod
     def from_targets(

@@ -144,6 +144,38 @@ def test_one_mistake_is_one_line(override: str, monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in first
 
 
+QUANTIZED = ("recipe=qat_resnet", *SMALL)
+WEIGHT = "+compressor.targets.all.target_settings={weight: "
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            [WEIGHT + "{granularity: {axis: 1, block_size: 4}}}", "compressor.backend=none"],
+            "stages.export.formats: conv1 has one scale a block, which model.onnx can't hold",
+        ),
+        (
+            [WEIGHT + "{granularity: {axis: 1}}}"],
+            "compressor.targets.all.target_settings.weight.granularity: onnxruntime_x86 runs conv1 in integers with "
+            "one scale an output channel, axis 0",
+        ),
+        (
+            ["~stages.quantize.max_epochs", "+stages.quantize.max_steps=9", "compressor.schedule.simulate_from=9"],
+            "compressor.schedule.simulate_from: simulated from step 9, a training of 9 steps (stages.",
+        ),
+        (
+            ["compressor=dorefa", "compressor.targets.all.target_settings.weight.quant_dtype=int8"],
+            "compressor.targets.all: dorefa's weights need a quant_dtype of 2 to 7 bits",
+        ),
+        (["compressor=lsq", "+compressor.observer=mse"], "compressor: observer belongs to method observed"),
+    ],
+)
+def test_what_a_runtime_or_a_file_can_not_hold_of_a_quantizer_is_one_line(overrides: list[str], line: str) -> None:
+    (found,) = lines_of(*QUANTIZED, *overrides)
+    assert line in found, found
+
+
 def test_a_hidden_width_is_not_left_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent.parent)
     (line,) = lines_of(BASE, *SMALL, "compressor.granularity=hidden", "~stages.shrink")

@@ -202,7 +202,7 @@ def dealt() -> Result:
     return {**result, "sizes": sizes}
 
 
-OBSERVERS = ("min_max", "moving_average", "percentile", "mse", "entropy")
+OBSERVERS = ("min_max", "moving_average", "percentile", "mse", "histogram")
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "observed": {},
     "lsq": {"method": "lsq"},

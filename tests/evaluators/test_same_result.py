@@ -287,7 +287,7 @@ EXTRA_QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
         "schedule": {"simulate_from": 3, "observe_until": 9, "freeze_batch_norm_at": 6},
         "targets": {"all": {"target_settings": {"weight": {"quant_dtype": "int4"}}}},
     },
-    "ptq, entropy": {**QUANTIZERS["ptq"], "observer": {"name": "entropy"}},
+    "ptq, histogram": {**QUANTIZERS["ptq"], "observer": {"name": "histogram"}},
     "ptq, percentile": {**QUANTIZERS["ptq"], "observer": {"name": "percentile"}},
     "qat, folded": {**QUANTIZERS["qat"], "fold_batch_norm": True},
 }

@@ -20,7 +20,7 @@ from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.quantization.lowering import lower
 from nnicompress.quantization.scheme import Granularity, Scheme
-from tests.quantization.by_hand import calibrate, image, network, other_inputs, quantized, simulate
+from tests.quantization.by_hand import Residual, calibrate, image, network, other_inputs, quantized, simulate
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -147,6 +147,54 @@ def test_a_batch_norm_turns_the_lowest_integer_around() -> None:
     assert "aten.batch_norm.default" not in [step[1] for step in lowered.frozen_program["steps"]]
     folded = next(t for name, t in lowered.named_buffers() if name.endswith("stem.0.weight_folded"))
     assert (int(folded[0, 0, 0, 0]), int(folded[1, 0, 0, 0])) == (127, -128)
+
+
+@pytest.mark.parametrize(
+    ("activations", "kernels"),
+    [
+        ({"quant_dtype": "uint8"}, {"QLinearConv": 2, "QLinearAdd": 1, "QGemm": 1}),
+        # The stem's ReLU stands between it and integers whose zero is in their middle; the other convolution has none.
+        ({"quant_dtype": "uint8", "quant_scheme": "symmetric"}, {"QLinearConv": 1, "QLinearAdd": 1, "QGemm": 1}),
+        ({"quant_dtype": "int8"}, {"QLinearConv": 0, "QLinearAdd": 0, "QGemm": 1}),
+    ],
+)
+def test_the_runtime_fuses_what_its_profile_allows(
+    activations: dict[str, str], kernels: dict[str, int], tmp_path: Path
+) -> None:
+    """What it would leave in float, which `backend: none` shows, is refused for it."""
+    torch.manual_seed(0)
+    model, inputs = Residual(by_hand=False).eval(), image(3, 8, 8)
+    target = {**activations, "target_settings": {"weight": {"quant_dtype": "int8", "quant_scheme": "symmetric"}}}
+    frozen = freeze(model, inputs, quantized(model, inputs, [target], trains=False, backend="none"))
+    FORMATS["onnx"].export(frozen, inputs, tmp_path / "m.onnx")
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert {kernel: coverage.integer.get(kernel, 0) for kernel in kernels} == kernels, coverage.summary
+    if kernels["QLinearConv"] < 2:
+        with pytest.raises(
+            UserError, match="onnxruntime_x86 (has integer kernels for|runs a convolution with its ReLU)"
+        ):
+            quantized(model, inputs, [target], trains=False)
+
+
+def weights_with(granularity: object, file: Path) -> tuple[FrozenModel, nn.Module, ModelInput]:
+    """A convolution and a linear layer whose weights have scales along their inputs, where no runtime wants them."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    model, inputs = nn.Sequential(*layers).eval(), ((torch.randn(8, 4, 6, 6),), {})
+    targets = [{"target_settings": {"weight": {"granularity": granularity}}}]
+    frozen = freeze(model, inputs, quantized(model, inputs, targets, trains=False, backend="none"))
+    FORMATS["onnx"].export(frozen, inputs, file)
+    return frozen, FORMATS["onnx"].load(file, frozen, inputs), inputs
+
+
+def test_scales_of_input_channels_leave_biases_in_float(tmp_path: Path) -> None:
+    frozen, loaded, inputs = weights_with({"axis": 1}, tmp_path / "m.onnx")
+    compare_outputs(loaded, frozen, [inputs], tolerance=0.02, what="the file")
+
+
+def test_blocks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has one scale a block, which model.onnx can't hold; use granularity: channel"):
+        weights_with({"axis": 1, "block_size": 2}, tmp_path / "m.onnx")
 
 
 def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:

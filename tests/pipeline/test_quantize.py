@@ -277,11 +277,16 @@ WRONG = {
         "compressor.targets.all.granularity: no granularity named 'chanel'; did you mean 'channel'?"
     ),
     "+compressor.targets.all.target_settings={weight: {granularity: {axis: 1, block_size: 5}}}": (
-        "compressor: targets.all: onnxruntime_x86 has no integer kernels for blocks; use granularity: channel, or "
+        "compressor.targets.all: onnxruntime_x86 has no integer kernels for blocks; use granularity: channel, or "
         "backend: none"
     ),
     "+compressor.targets.all.target_settings={weight: {granularity: {axis: 4}}}": (
-        "compressor.targets.all.granularity: conv1.weight: a tensor of shape (16, 1, 3, 3) has no dimension 4"
+        "compressor.targets.all.target_settings.weight.granularity: conv1.weight: a tensor of shape "
+        "(16, 1, 3, 3) has no dimension 4"
+    ),
+    "+compressor.targets.all.fuse_names=5": "compressor.targets.all.fuse_names: 5 is no list of chains",
+    "+compressor.targets.all.target_names=[_input_3, weight]": (
+        "compressor.targets.all.target_names: _input_3 is no input that is quantized: Conv2d has 1 input, Linear has 1"
     ),
     "+compressor.targets.all.target_names=[_inptu_]": (
         "compressor.targets.all: no tensor '_inptu_'; did you mean '_input_'?; there are"

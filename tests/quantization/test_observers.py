@@ -13,9 +13,9 @@ from nnicompress.quantization.fake_quantize import fake_quantize
 from nnicompress.quantization.observers import Histogram, Magnitudes, RangeObserver, commit
 from nnicompress.quantization.ranges import (
     SHRINKS,
-    entropy,
     extremes,
     grouped,
+    histogram_least_divergence,
     histogram_least_squares,
     least_squares,
     percentile,
@@ -128,15 +128,15 @@ def test_least_squares_of_each_channel_is_its_own() -> None:
         assert (low[channel], high[channel]) == (alone[0], alone[1])
 
 
-def test_entropy_clips_a_far_outlier_and_keeps_a_uniform_range() -> None:
+def test_histogram_clips_a_far_outlier_and_keeps_a_uniform_range() -> None:
     uniform = torch.ones(2048, dtype=torch.float64)
-    low, high = entropy(uniform, torch.tensor(-1.0), torch.tensor(1.0))
+    low, high = histogram_least_divergence(uniform, torch.tensor(-1.0), torch.tensor(1.0))
     assert (low.item(), high.item()) == (-1.0, 1.0)
     values = torch.randn(20000, generator=torch.Generator().manual_seed(0)).abs()
     values[0] = 3 * values.max()
     histogram = Histogram(torch.tensor(0.0), values.max())
     histogram.collect(values)
-    _, clipped = entropy(histogram.counts, histogram.low, histogram.high)
+    _, clipped = histogram_least_divergence(histogram.counts, histogram.low, histogram.high)
     assert clipped.item() < 0.7 * values.max().item()
 
 

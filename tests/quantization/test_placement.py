@@ -15,6 +15,7 @@ from nnicompress.quantization.build import build_quantizers
 from nnicompress.quantization.modules import SWAPS
 from nnicompress.quantization.placement import Plan, make_plan
 from nnicompress.quantization.record import record
+from nnicompress.quantization.scheme import Granularity
 from nnicompress.quantization.settings import QuantizerSettings
 from tests.zoo import ZOO
 
@@ -214,7 +215,16 @@ def test_a_subclass_keeps_its_own_forward_and_is_told() -> None:
         ({**LAYERS, "target_settings": {"weight": {"quant_scheme": "affine"}}}, "with symmetric weights"),
         (
             {**LAYERS, "target_settings": {"weight": {"granularity": {"axis": 7}}}},
-            r"a tensor of shape \(4, 3, 3, 3\) has no dimension 7",
+            r"targets.0.target_settings.weight.granularity: .* of shape \(4, 3, 3, 3\) has no dimension 7",
+        ),
+        (
+            {"target_settings": {"weight": {"granularity": {"axis": 1}}}},
+            r"targets.0.target_settings.weight.granularity: onnxruntime_x86 runs one in integers with one scale an "
+            "output channel, axis 0 of its weight",
+        ),
+        (
+            {"target_settings": {"_output_": {"quant_scheme": "symmetric"}}},
+            "targets.0: /relu_0/output_0: onnxruntime_x86 runs a convolution with its ReLU in integers where zero is",
         ),
     ],
 )
@@ -230,6 +240,63 @@ def test_what_the_runtime_has_no_kernel_for_is_refused() -> None:
         plan_of(model, images(), targets=[target])
     assert len(plan_of(model, images(), targets=[target], backend="none").weights) == 2
     assert plan_of(model, images()).unquantized == ["1: onnxruntime_x86 has no integer kernel for ConvTranspose2d"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"target_names": ["weight", "_input_3"]}, "target_names: _input_3 is no input .*Linear has 1 input"),
+        ({"target_settings": {"_input_9": {"quant_dtype": "uint4"}}}, "target_settings: _input_9 is no input"),
+        (
+            {"op_types": ["Conv2d"], "target_settings": {"weight": {"granularity": {"axis": 1, "block_size": 2}}}},
+            "targets.0.target_settings.weight.granularity: one.weight: a block of 2 does not divide the 3 along axis 1",
+        ),
+    ],
+)
+def test_what_no_module_has(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(Residual(), images(), targets=[target], backend="none")
+
+
+def test_attention_has_three_inputs_that_are_quantized() -> None:
+    model = nn.MultiheadAttention(8, 2)
+    x = torch.randn(5, 2, 8)
+    for name, message in {"_input_3": "MultiheadAttention has 3 inputs", "_input_need_weights": "has 3 inputs"}.items():
+        target = {"op_types": ["MultiheadAttention"], "target_names": [name]}
+        with pytest.raises(ConfigError, match=message):
+            plan_of(model, x, x, x, targets=[target])
+
+
+def test_negative_axes_count_from_the_end() -> None:
+    weight = {"weight": {"granularity": {"axis": -4}}}
+    convolutions = {"op_types": ["Conv2d"], "target_settings": weight}
+    plan = plan_of(Residual(), images(), targets=[convolutions])
+    assert {weight.scheme.granularity for weight in plan.weights} == {Granularity(0)}
+    assert [bias.module for bias in plan.biases] == ["two"]
+
+
+def test_channels_of_activations_lie_where_their_layer_has_them() -> None:
+    target = {"target_settings": {"_input_": {"granularity": "channel"}}}
+    plan = plan_of(Residual(), images(), targets=[target], functions=[], backend="none")
+    axes = {place: at.scheme.granularity.axis for place, at in plan.activations.items()}
+    assert axes["one/input_0"] == 1 and axes["/relu_0/output_0"] == 1
+    assert axes["head/input_0"] == 1  # [N, 4] behind a pooling of [N, 4, 1, 1]
+    assert not plan.biases  # products of different units have no sum in integers
+    plan = plan_of(Attention(), torch.randn(2, 5, 8), targets=[target], functions=[], backend="none")
+    shapes = {place: at.scheme.shape(at.shape) for place, at in plan.activations.items()}
+    assert shapes == {"norm/output_0": (8,), "out/input_0": (8,)}
+    with pytest.raises(ConfigError, match=r"one/input_0 can't have scales along axis 0: dimension 0 is the batch"):
+        plan_of(
+            Residual(), images(), targets=[{"target_names": ["_input_"], "granularity": {"axis": 0}}], backend="none"
+        )
+
+
+def test_the_groups_of_a_transposed_convolution_have_no_bias_in_integers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 3, groups=2))
+    assert [bias.module for bias in plan_of(model, images(), backend="none").biases] == ["0"]
+    whole = {"target_settings": {"weight": {"granularity": "tensor"}}}
+    plan = plan_of(model, images(), targets=[whole], backend="none")
+    assert [bias.module for bias in plan.biases] == ["0", "1"]
 
 
 def test_an_output_of_a_module_without_weights() -> None:

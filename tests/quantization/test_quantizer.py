@@ -19,6 +19,7 @@ from nnicompress.evaluators.training_step import SupervisedStep
 from nnicompress.events import Event, StepDone
 from nnicompress.quantization.attach import simulated, without_quantizers
 from nnicompress.quantization.fake_quantize import fake_quantize
+from nnicompress.quantization.fixed import GradientQuantizer, quantize_gradient
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.result import QuantizationResult
 from nnicompress.trace import trace
@@ -244,7 +245,7 @@ def test_calibration_without_training_moves_no_weight_and_quantizes_well() -> No
     assert not torch.equal(quantized, plain)
 
 
-@pytest.mark.parametrize("observer", ["min_max", "moving_average", "entropy", "percentile", "mse"])
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "histogram", "percentile", "mse"])
 def test_ranges_by_every_observer_are_within_the_values(observer: str) -> None:
     model = make_net()
     result = compressed(
@@ -270,9 +271,28 @@ def test_ranges_by_every_observer_are_within_the_values(observer: str) -> None:
         assert low - step <= found[0] < 0 < found[1] <= high + step
 
 
+@pytest.mark.parametrize("method", ["observed", "lsq"])
+def test_activations_with_one_scale_a_channel(method: str) -> None:
+    """By the formula, one channel at a time, at any batch size."""
+    model = make_net()
+    target = {"target_settings": {"_input_": {"granularity": "channel"}}}
+    settings = {"backend": "none", "observer": "min_max"} if method == "observed" else {"backend": "none"}
+    result = compressed(model, target=target, method=method, **settings, max_steps=2)
+    data = result.tensors["stem/input_0"]
+    assert data.scale.shape == (2,) and "head/bias" not in result.tensors
+    x = batches()[0][0][:3]
+    if method == "observed":
+        seen = torch.stack([x for x, _ in batches()[:3]])  # in the calibration, and two of them in the training
+        low, high = seen.amin(dim=(0, 1, 3, 4)), seen.amax(dim=(0, 1, 3, 4))
+        torch.testing.assert_close(data.scale, (high - low) / 255)
+    model.eval()
+    with torch.no_grad(), simulated(model, result):
+        assert torch.isfinite(model(x)).all()
+
+
 def test_bias_correction_restores_the_mean_output() -> None:
     """With three-bit weights the mean over the calibration's batches is that of the float layer again."""
-    target = {"target_names": ["weight", "bias"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
+    target = {"target_names": ["weight"], "target_settings": {"weight": {"quant_dtype": "int3"}}}
     x = torch.cat([x for x, _ in batches()])
     shifts = {}
     for correct in (False, True):
@@ -317,6 +337,33 @@ def test_the_schedule() -> None:
     trained = statistics[-6:]  # the calibration's steps come first
     assert not torch.equal(trained[1], trained[2]) and all(torch.equal(s, trained[2]) for s in trained[3:])
     assert model.norm.training
+
+
+def test_ranges_follow_the_training_from_a_step_on() -> None:
+    model = make_net()
+    schedule = {"observe_from": 2, "observe_until": 5}
+    quantizer = Steps([{}], make_evaluator(model), calibration_steps=2, observer="moving_average", schedule=schedule)
+    quantizer.seen = []
+    quantizer.compress(model, max_steps=6)
+    assert [obs for _, _, obs, _ in quantizer.seen] == [False, False, True, True, True, False, False]
+    scales = [scale for *_, scale in quantizer.seen]
+    assert len(set(scales[:3])) == 1 and len(set(scales[2:6])) == 4 and scales[5] == scales[6]
+    x = batches()[2][0]  # of the first step whose range counts, a tenth of the moving average
+    calibrated = [(x.min().item(), x.max().item()) for x, _ in batches()[:2]]
+    low, high = (a + 0.1 * (b - a) for a, b in zip(*calibrated, strict=True))
+    low, high = low + 0.1 * (x.min().item() - low), high + 0.1 * (x.max().item() - high)
+    assert scales[3] == pytest.approx((high - low) / 255, rel=1e-5)
+
+
+def test_a_training_that_never_simulates_is_told() -> None:
+    model, notes = make_net(), []
+    evaluator = make_evaluator(model)
+    quantizer = Quantizer([{}], evaluator, notes.append, calibration_steps=1, schedule={"simulate_from": BATCHES})
+    with pytest.raises(UserError, match="schedule.simulate_from: simulated from step 6, a training of 6 steps never"):
+        quantizer.compress(model, max_steps=BATCHES)
+    quantizer.compress(model, max_epochs=1)
+    (told,) = [note.text for note in notes if "nothing was simulated" in getattr(note, "text", "")]
+    assert told == "nothing was simulated: simulate_from is 6, and the training ended after 6 steps"
 
 
 class Killed(Exception):
@@ -393,6 +440,88 @@ def test_gradient_checkpointing_changes_nothing(method: str) -> None:
         assert torch.equal(got.state_dict()[name], value), name
 
 
+def test_what_is_computed_again_for_gradients_is_not_observed() -> None:
+    """Between forward and backward a bias grows, so that a recomputed forward has larger values than the step's own."""
+    scales = []
+    for cls in (Net, Checkpointed):
+        model = make_net(cls)
+
+        def step(batch: Any, model: Any) -> Tensor:
+            loss = training_step(batch, model)
+            model.block.bias.data += 3.0
+            return loss
+
+        evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.0), step)
+        result = Quantizer([{}], evaluator, calibration_steps=1, observer="min_max").compress(model, max_steps=2)
+        scales.append(result.tensors["block/output_0"].scale)
+    assert torch.equal(*scales)
+
+
+class One(nn.Module):
+    """A network of one layer; its training makes `upstream` the gradient of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.layer = nn.Linear(4, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+        self.upstream = torch.randn(8, 3, generator=generator)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def train_one(model: One, lr: float, steps: int, **settings: Any) -> QuantizationResult:
+    def train(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+        model.train()
+        for x, _ in batches()[:max_steps]:
+            optimizers.zero_grad()
+            step(x[:, 0, 0, :4], model).backward()
+            optimizers.step()
+
+    def loss(x: Tensor, model: Any) -> Tensor:
+        model.seen.append(model.layer.weight.detach().clone())
+        return (model(x) * model.upstream).sum()
+
+    evaluator = TorchEvaluator(train, trace(torch.optim.SGD)(model.parameters(), lr=lr), loss)
+    return Quantizer([FOUR_BITS], evaluator, calibration_steps=1, **settings).compress(model, max_steps=steps)
+
+
+def test_lsqs_first_scales_are_the_papers() -> None:
+    """2 mean|v| / sqrt(Qp), section 2.1; without a learning rate they stay."""
+    model, x = One(), batches()[0][0][:, 0, 0, :4]
+    result = train_one(model, 0.0, 1, method="lsq")
+    weight, data = result.tensors["layer/weight"], result.tensors["layer/input_0"]
+    torch.testing.assert_close(weight.scale, 2 * model.layer.weight.detach().abs().mean(dim=1) / 7**0.5)
+    torch.testing.assert_close(data.scale, 2 * x.abs().mean() / 127**0.5)  # of 256 integers half lie above zero
+    assert data.zero_point == 128 and float(x.min()) < 0
+
+
+def test_dorefa_trains_with_gradients_of_few_bits() -> None:
+    """A bias sums the gradients of its layer's output, each quantized by equation 12 with the noise of its step."""
+    model = One()
+    before = model.layer.bias.detach().clone()
+    train_one(model, 1.0, 2, method="dorefa", gradient_bits=2)
+    moved = torch.zeros(3)
+    for step in range(2):
+        quantizer = GradientQuantizer(2)
+        quantizer.begin(step)
+        moved += quantize_gradient(model.upstream, 3, quantizer.noise(model.upstream)).sum(dim=0)
+    torch.testing.assert_close(before - model.layer.bias.detach(), moved)
+    assert not torch.allclose(moved, 2 * model.upstream.sum(dim=0), atol=0.1)
+
+
+def test_binary_weights_are_clamped_after_each_step() -> None:
+    """Courbariaux et al., algorithm 1: clip(W, -1, 1); beyond that no gradient would ever bring a weight back."""
+    model = One()
+    train_one(model, 0.3, 3, method="bnn", backend="none")
+    assert float(model.seen[0].abs().max()) > 1
+    for weight in model.seen[-2:]:  # as the second and the third step begin
+        assert float(weight.abs().max()) == 1.0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_models(method: str) -> None:
     model = make_net().to(torch.bfloat16)
@@ -461,15 +590,21 @@ def test_a_simulated_model_can_be_copied() -> None:
     ("settings", "message"),
     [
         ({"method": "lqs"}, "no method named 'lqs'; did you mean 'lsq'"),
-        ({"observer": "histogramm"}, "no observer named 'histogramm'"),
+        ({"observer": "histogramm"}, "no observer named 'histogramm'; did you mean 'histogram'"),
+        (
+            {"schedule": {"observe_from": 5, "observe_until": 5}},
+            "schedule: observe_until 5 is not after observe_from 5",
+        ),
         ({"method": "bnn"}, "onnxruntime_x86 can't run in integers; set backend: none"),
         ({"gradient_bits": 4}, "gradient_bits belongs to dorefa, and the method is observed"),
         ({"bias_correction": True}, "needs trains: false"),
         ({"functions": ["ad"]}, "no function named 'ad'; did you mean 'add'"),
         ({"calibration_steps": 0}, "calibration_steps"),
-        ({"weight_observer": "entropy"}, "weight_observer is one of min_max, mse"),
+        ({"weight_observer": "histogram"}, "weight_observer is one of min_max, mse"),
         ({"shedule": {}}, "shedule: unknown key; did you mean 'schedule'"),
-        ({"method": "dorefa"}, "dorefa's weights need a quant_dtype of 2 to 7 bits"),
+        ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
+        ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
+        ({"method": "lsq", "weight_observer": "mse"}, "weight_observer belongs to method observed"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -483,6 +618,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"quant_dtype": "int16"}, "targets.0.quant_dtype: no quant_dtype named 'int16'"),
         ({"granularity": "chanel"}, "no granularity named 'chanel'; did you mean 'channel'"),
         ({"granularity": {"axis": 1, "blocksize": 4}}, "unknown key; did you mean 'block_size'"),
+        ({"quant_dtype": "int4"}, "unsigned activations alone; give activations uint4, and int4 to weight in target"),
+        ({"target_settings": {"_input_0": {"quant_dtype": "int8"}}}, "unsigned activations alone; give activations"),
         ({"granularity": "channel"}, "runs activations in integers with one scale a tensor"),
         ({"target_names": ["weight"], "granularity": {"axis": 1, "block_size": 4}}, "no integer kernels for blocks"),
         ({"target_names": []}, "target_names is empty"),
@@ -490,12 +627,43 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"target_names": ["weight"], "target_settings": {"weigth": {}}}, "did you mean 'weight'"),
         ({"op_typs": ["Linear"]}, "targets.0.op_typs: unknown key; did you mean 'op_types'"),
         ({"op_names_re": ["("]}, "is not a regular expression"),
-        ({"fuse_names": ["conv"]}, "is no list of module names"),
+        ({"fuse_names": 5}, r"targets.0.fuse_names: 5 is no list of chains; give \[\[conv1"),
+        ({"fuse_names": "conv1"}, "'conv1' is no list of chains"),
+        ({"fuse_names": ["conv1", "bn1"]}, r"it is a list of chains; give \[\[conv1, bn1\]\]"),
+        ({"fuse_names": [["conv1"]]}, r"\[conv1\] is no chain: it takes two modules"),
+        ({"fuse_names": [[]]}, r"\[\] is no chain: it takes two modules"),
+        ({"target_names": ["weight", "_output_4"]}, "_output_4: of what a module returns only the first tensor"),
+        ({"target_settings": {"_output_4": {}}}, "_output_4: of what a module returns only the first tensor"),
+        ({"target_names": ["bias"]}, "target_names with bias need weight and _input_"),
+        ({"target_names": ["bias", "weight"]}, "target_names with bias need weight and _input_"),
+        ({"target_settings": {"bias": {"quant_dtype": "int8"}}}, "settings of bias, which has none: it is int32"),
+        ({"target_settings": {"weight": {"observer": "percentile"}}}, "targets.0: a weight's observer is one of"),
     ],
 )
 def test_wrong_targets(target: dict[str, Any], message: str) -> None:
     with pytest.raises(InputErrors, match=message):
         Quantizer([target], make_evaluator(make_net()))
+
+
+CHANNELS = {"target_settings": {"_input_": {"granularity": "channel"}}}
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "message"),
+    [
+        ({"target_settings": {"_input_": {"granularity": {"axis": 1, "block_size": 2}}}}, {}, "not one a block"),
+        (CHANNELS, {"observer": "mse"}, "ranges of single channels of activations are found by min_max and moving"),
+        (CHANNELS, {"method": "lsq_plus"}, "ranges of single channels of activations are found by min_max and moving"),
+        (
+            {"target_settings": {"_input_": {"observer": "mse"}}},
+            {"method": "lsq"},
+            "observer belongs to method observed",
+        ),
+    ],
+)
+def test_wrong_targets_of_any_backend(target: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputErrors, match=f"^targets.0: .*{message}"):
+        Quantizer([target], make_evaluator(make_net()), backend="none", **settings)
 
 
 def test_what_the_evaluator_lacks_is_named() -> None:

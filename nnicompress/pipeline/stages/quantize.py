@@ -26,7 +26,14 @@ def run(context: Context, plan: StagePlan) -> Facts:
     assert isinstance(plan.settings, QuantizeSettings)
     settings, length = plan.compressor, {"max_steps": plan.settings.max_steps, "max_epochs": plan.settings.max_epochs}
     if context.job.smoke:
-        settings = settings.model_copy(update={"calibration_steps": min(settings.calibration_steps, NUM_BATCHES)})
+        schedule = settings.schedule
+        first = min(schedule.simulate_from, NUM_BATCHES - 1)
+        settings = settings.model_copy(
+            update={
+                "calibration_steps": min(settings.calibration_steps, NUM_BATCHES),
+                "schedule": schedule.model_copy(update={"simulate_from": first}),
+            }
+        )
         length = {"max_steps": NUM_BATCHES if settings.trains else None, "max_epochs": None}
     stage = ResumableStage(context, plan, lambda: quantizer.state_dict())
     quantizer = Quantizer(settings, stage.evaluator, context.listener)
