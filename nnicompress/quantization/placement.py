@@ -18,7 +18,7 @@ from nnicompress.errors import ConfigError, UserError, did_you_mean
 from nnicompress.pruning.targets import select_modules
 from nnicompress.quantization import calls
 from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMULS, PASSING
-from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, add_transformers, channel_axis
+from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, channel_axis
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import Scheme
@@ -84,7 +84,6 @@ def make_plan(model: nn.Module, settings: QuantizerSettings, recorded: Recorded)
         ConfigError: selectors that match nothing, a module that nothing can quantize, chains that do not follow each
             other, or what the backend does not run in integers.
     """
-    add_transformers()
     return _Placement(model, settings, recorded).run()
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of
+from nnicompress.quantization.modules import add_transformers
 
 
 @dataclass(eq=False)
@@ -147,6 +148,7 @@ class _Recorder(TorchFunctionMode):
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
     """Run `model` once in eval mode on real inputs and write it down; the model is left as it was."""
+    add_transformers()  # which modules are leaves depends on it
     recorder = _Recorder(model)
     with _alone(model), recorder:
         handles: list[Any] = []
