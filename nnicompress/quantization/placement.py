@@ -347,7 +347,7 @@ class _Placement:
         maker = value.maker
         if maker is None:
             return None
-        if maker.leaf is not None and self.recorded.runs[maker.leaf] == 1:
+        if maker.leaf is not None and self.recorded.runs[maker.leaf] == 1 and not maker.discarded:
             return f"{maker.leaf}/output_{value.position}"
         if not self._has_room(maker.frame):
             return f"{maker.leaf}/output_{value.position}" if maker.leaf is not None else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
-from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of
+from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of, written_by
 from nnicompress.quantization.modules import add_transformers
 
 
@@ -47,6 +47,8 @@ class Call:
     outputs: list[Value] = field(default_factory=list)
     own_tensors: bool = False
     """Whether an operand is one of the model's parameters or buffers, or no tensor."""
+    discarded: bool = False
+    """Of a leaf that writes into its input: whether the input is read afterwards in place of what the leaf returned."""
 
     @property
     def place(self) -> str:
@@ -78,8 +80,14 @@ class _Recorder(TorchFunctionMode):
         self.frames: list[tuple[str, Counter[str]]] = []
         self.leaf: tuple[nn.Module, list[Value]] | None = None
         self.last: tuple[str, int] = _NO_CALL
+        self.wrote = False
+        """Whether the leaf that runs has written into a tensor."""
+        self.written: dict[int, Call] = {}
+        """What a leaf wrote into -> that run of it."""
 
     def value(self, tensor: Tensor) -> Value:
+        if id(tensor) in self.written:
+            self.written[id(tensor)].discarded = True
         found = self.values.get(id(tensor))
         if found is None:
             found = self.values[id(tensor)] = Value(tensor)
@@ -94,6 +102,13 @@ class _Recorder(TorchFunctionMode):
             call.outputs.append(made)
         self.calls.append(call)
 
+    def overwrite(self, tensor: Tensor) -> None:
+        """All values that share memory with `tensor` become others, made by no call as a whole."""
+        memory = tensor.untyped_storage().data_ptr()
+        for key, value in self.values.items():
+            if value.tensor.untyped_storage().data_ptr() == memory:
+                self.values[key] = Value(value.tensor)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -105,7 +120,9 @@ class _Recorder(TorchFunctionMode):
             so_far[name] += 1
             self.last = name, number
         if self.leaf is not None or not self.frames:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.wrote = self.wrote or written_by(func, args, kwargs, result) is not None
+            return result
         try:
             given = operands(name, args, kwargs)
         except (KeyError, TypeError, IndexError):  # a call of this name with other arguments
@@ -116,6 +133,8 @@ class _Recorder(TorchFunctionMode):
         call = Call(frame, name, number, None, own_tensors=len(inputs) != len(given))
         others = [self.value(x) for x in more]
         result = func(*args, **kwargs)
+        if (written := written_by(func, args, kwargs, result)) is not None:
+            self.overwrite(written)
         if tensors_of(result):
             self.write(call, inputs, result)
             for value in others:
@@ -127,23 +146,35 @@ class _Recorder(TorchFunctionMode):
             return
         if is_leaf(module):
             self.leaf, self.last = (module, [self.value(x) for x in tensors_of([*args, *kwargs.values()])]), _NO_CALL
+            self.wrote = False
         else:
             self.frames.append((self.names[module], Counter()))
 
-    def exit(self, module: nn.Module, args: Any, output: Any) -> None:
+    def exit(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self.leaf is None:
             if not is_leaf(module):
                 self.frames.pop()
-            return
+            return None
         if self.leaf[0] is not module:
-            return
+            return None
         (_, inputs), self.leaf = self.leaf, None
         name = self.names[module]
         self.runs[name] += 1
         if not self.frames:  # the model itself is a leaf
             self.frames.append(("", Counter()))
         frame = self.frames[-1][0] if self.frames else ""  # a model may be a leaf itself
-        self.write(Call(frame, *self.last, name), inputs, output)
+        call = Call(frame, *self.last, name)
+        if not self.wrote or all(output is not value.tensor for value in inputs):
+            self.write(call, inputs, output)
+            return None
+        # Another tensor of the same memory goes on: so those who read the result differ from those who read the input.
+        with torch._C.DisableTorchFunction():
+            self.overwrite(output)
+            result = output.detach()
+        self.write(call, inputs, result)
+        self.values[id(output)] = call.outputs[0]
+        self.written[id(output)] = call
+        return result
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:

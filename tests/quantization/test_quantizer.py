@@ -129,6 +129,63 @@ def test_the_result_simulates_the_trained_model_bit_for_bit(method: str) -> None
         assert torch.equal(model(x), plain) and not torch.equal(plain, quantizer.outputs)
 
 
+class Writes(nn.Module):
+    """Convolutions around a call that writes into a tensor, and reads that tensor."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+        self.relu, self.how = nn.ReLU(inplace=True), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        z = self.two(y)
+        if self.how == "method":
+            z.add_(y)
+        elif self.how == "alias":
+            same = z
+            z += y
+            z = same
+        elif self.how == "function":
+            nn.functional.relu(z, inplace=True)
+        elif self.how == "module":
+            self.relu(z)
+        elif self.how == "module's result":
+            z = self.relu(z)
+        elif self.how == "view":
+            view = z.flatten(1)
+            z.add_(y)
+            z = view.unflatten(1, z.shape[1:])
+        elif self.how == "part":
+            z[:, 1:] += y[:, 1:]
+        return self.three(z).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "place"),
+    [
+        ("method", "/add_0/output_0"),
+        ("alias", "/add_0/output_0"),
+        ("function", "/relu_0/output_0"),
+        ("module", "/relu_0/output_0"),
+        ("module's result", "relu/output_0"),
+        ("view", "three/input_0"),  # memory that was written into under another name
+        ("part", "three/input_0"),
+    ],
+)
+def test_what_was_written_in_place_is_read_as_integers(how: str, place: str) -> None:
+    torch.manual_seed(0)
+    model = Writes(how)
+    result = compressed(model, max_steps=2)
+    read: list[Tensor] = []
+    with simulated(model, result), torch.no_grad():
+        model.three.register_forward_pre_hook(lambda module, args: read.append(args[0].clone()))
+        model.eval()(batches()[0][0])
+    at = result.tensors[place]
+    again = fake_quantize(read[0], at.scale, at.zero_point, at.scheme.quant_min, at.scheme.quant_max)
+    assert torch.equal(again, read[0]) and read[0].any()
+
+
 def test_simulation_is_the_formula() -> None:
     """A network of one layer, quantized by hand."""
     model = nn.Sequential(nn.Linear(4, 3))
