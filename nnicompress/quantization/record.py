@@ -58,10 +58,9 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A forward: its calls in order, how often each leaf ran, and the values that it returned."""
+    """A forward: its calls in order, and the values that it returned."""
 
     calls: tuple[Call, ...]
-    runs: Mapping[str, int]
     returned: tuple[Value, ...]
 
 
@@ -75,7 +74,6 @@ class _Recorder(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.calls: list[Call] = []
-        self.runs: Counter[str] = Counter()
         self.values: dict[int, Value] = {}
         self.frames: list[tuple[str, Counter[str]]] = []
         self.leaf: tuple[nn.Module, list[Value]] | None = None
@@ -159,7 +157,6 @@ class _Recorder(TorchFunctionMode):
             return None
         (_, inputs), self.leaf = self.leaf, None
         name = self.names[module]
-        self.runs[name] += 1
         if not self.frames:  # the model itself is a leaf
             self.frames.append(("", Counter()))
         frame = self.frames[-1][0] if self.frames else ""  # a model may be a leaf itself
@@ -192,7 +189,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             for handle in handles:
                 handle.remove()
     returned = tuple(recorder.values[id(t)] for t in tensors_of(result) if id(t) in recorder.values)
-    return Recorded(tuple(recorder.calls), dict(recorder.runs), returned)
+    return Recorded(tuple(recorder.calls), returned)
 
 
 @contextmanager
