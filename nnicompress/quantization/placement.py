@@ -363,12 +363,12 @@ class _Placement:
             return None
         if maker.leaf is not None and self._is_one(maker.leaf):
             return f"{maker.leaf}/output_{value.position}"
-        return f"{maker.place}/output_{value.position}" if self._has_room(maker.frame) else None
+        return f"{maker.place}/output_{value.position}" if self._is_reached(maker) else None
 
     def _read_at(self, reader: Call, index: int) -> str | None:
         if reader.leaf is not None and self._is_one(reader.leaf):
             return f"{reader.leaf}/input_{index}"
-        return f"{reader.place}/input_{index}" if self._has_room(reader.frame) else None
+        return f"{reader.place}/input_{index}" if self._is_reached(reader) else None
 
     def _is_one(self, leaf: str) -> bool:
         """Whether a leaf's own quantizers serve all its runs; else each run has its own at the call that it makes."""
@@ -384,6 +384,9 @@ class _Placement:
             return False
         values = [self._origin(run.inputs[index]) for run in self.runs[reader.leaf] if index < len(run.inputs)]
         return any(self._made_at(value) is None for value in values)
+
+    def _is_reached(self, call: Call) -> bool:
+        return call.number is not None and self._has_room(call.frame)
 
     def _has_room(self, frame: str) -> bool:
         """A Sequential runs its children, so it can't have one that is no part of its forward."""

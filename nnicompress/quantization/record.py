@@ -36,12 +36,13 @@ class Value:
 class Call:
     """A torch call in a frame, or one run of a leaf (`leaf` is its name).
 
-    `name` and `number` say which call of the frame it is; for a leaf, the last call that it made.
+    `name` and `number` say which call of the frame it is; for a leaf, the last call that it made. A call that has no
+    number (`calls.counts`) has no room for quantizers.
     """
 
     frame: str
     name: str
-    number: int
+    number: int | None
     leaf: str | None
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Recorded:
     returned: tuple[Value, ...]
 
 
-_NO_CALL = ("identity", 0)
+_NO_CALL = ("identity", None)
 """What a leaf that makes no call, such as nn.Identity, is written down as."""
 
 
@@ -77,7 +78,7 @@ class _Recorder(TorchFunctionMode):
         self.values: dict[int, Value] = {}
         self.frames: list[tuple[str, Counter[str]]] = []
         self.leaf: tuple[nn.Module, list[Value]] | None = None
-        self.last: tuple[str, int] = _NO_CALL
+        self.last: tuple[str, int | None] = _NO_CALL
         self.wrote = False
         """Whether the leaf that runs has written into a tensor."""
         self.written: dict[int, Call] = {}
@@ -111,7 +112,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, number = call_name(func), 0
+        name, number = call_name(func), None
         frame, so_far = self.frames[-1] if self.frames else ("", Counter[str]())
         if counts(args, kwargs):
             number = so_far[name]

@@ -186,6 +186,30 @@ def test_what_was_written_in_place_is_read_as_integers(how: str, place: str) -> 
     assert torch.equal(again, read[0]) and read[0].any()
 
 
+class Bytes(nn.Module):
+    """Floats that no float was read for: of an image in bytes, of a choice, of a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mask, self.label = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(2, 6, 1), nn.Linear(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = (100 * x).to(torch.uint8)
+        y = self.stem(image.float()) + self.mask(torch.where(image > 10, 1.0, 0.0))
+        classes = nn.functional.one_hot(image.amax((1, 2, 3)).long() % 4, 4)
+        return self.head(y.mean(dim=(2, 3)) + self.label(classes.float()))
+
+
+def test_floats_made_of_no_floats_are_quantized_where_they_are_read() -> None:
+    torch.manual_seed(0)
+    model = Bytes()
+    result = compressed(model, max_steps=2)
+    assert {"stem/input_0", "mask/input_0", "label/input_0"} <= result.tensors.keys()
+    assert not any("float" in place or "where" in place for place in result.tensors)
+    assert abs(float(result.tensors["mask/input_0"].scale) * 255 - 1.0) < 1e-5  # from 0 to 1
+
+
 def test_simulation_is_the_formula() -> None:
     """A network of one layer, quantized by hand."""
     model = nn.Sequential(nn.Linear(4, 3))
