@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
@@ -130,14 +131,13 @@ class QuantizeOutputs:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The output, quantized."""
-        if isinstance(output, Tensor):
-            return self.quantizers[0](output)
-        assert type(output) in (tuple, list), f"{type(module).__name__} returns {type(output).__name__}"
         places = {id(tensor): index for index, tensor in enumerate(tensors_of(output))}
-        return type(output)(
-            self.quantizers[places[id(part)]](part) if places.get(id(part)) in self.quantizers else part
-            for part in output
-        )
+
+        def quantize(tensor: Tensor) -> Tensor:
+            quantizer = self.quantizers.get(places[id(tensor)])
+            return tensor if quantizer is None else quantizer(tensor)
+
+        return tree_map_only(Tensor, quantize, output)
 
 
 def stored_quantizers(model: nn.Module, result: QuantizationResult) -> dict[str, FakeQuantizer]:

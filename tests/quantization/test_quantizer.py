@@ -210,6 +210,36 @@ def test_floats_made_of_no_floats_are_quantized_where_they_are_read() -> None:
     assert abs(float(result.tensors["mask/input_0"].scale) * 255 - 1.0) < 1e-5  # from 0 to 1
 
 
+class Remembers(nn.Module):
+    """Reads the last state of an LSTM, which returns it in a tuple within a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(36, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (hidden, _) = self.lstm(x.flatten(2))
+        return self.head(hidden[-1])
+
+
+def test_a_result_in_a_nest_is_quantized() -> None:
+    torch.manual_seed(0)
+    model, x = Remembers(), batches()[0][0]
+    result = compressed(model, trains=False)
+    at = result.tensors["lstm/output_1"]
+    with torch.no_grad():
+        state = model.lstm(x.flatten(2))[1][0][-1]
+        with simulated(model, result):
+            found = model(x)
+        state = fake_quantize(state, at.scale, at.zero_point, at.scheme.quant_min, at.scheme.quant_max)
+        weight, bias = (result.tensors[f"head/{name}"] for name in ("weight", "bias"))
+        integers = [
+            fake_quantize(p, q.scale, q.zero_point, q.scheme.quant_min, q.scheme.quant_max, 0)
+            for p, q in ((model.head.weight, weight), (model.head.bias, bias))
+        ]
+    torch.testing.assert_close(found, nn.functional.linear(state, *integers), atol=1e-6, rtol=0)
+
+
 def test_simulation_is_the_formula() -> None:
     """A network of one layer, quantized by hand."""
     model = nn.Sequential(nn.Linear(4, 3))
