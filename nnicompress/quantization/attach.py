@@ -17,6 +17,7 @@ from nnicompress.evaluators.training_step import device_of
 from nnicompress.quantization.calls import tensors_of
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.frames import Frames
+from nnicompress.quantization.modes import Numbers
 from nnicompress.quantization.modules import add_transformers, swap, swap_back
 from nnicompress.quantization.parameters import QUANTIZERS
 from nnicompress.quantization.result import QuantizationResult
@@ -25,8 +26,13 @@ from nnicompress.quantization.result import QuantizationResult
 class Attached:
     """Fake quantizers in a model, by place; `remove` takes them out."""
 
-    def __init__(self, model: nn.Module, quantizers: Mapping[str, FakeQuantizer]) -> None:
-        """Put `quantizers` in.
+    def __init__(
+        self,
+        model: nn.Module,
+        quantizers: Mapping[str, FakeQuantizer],
+        numbers: Mapping[str, Numbers] | None = None,
+    ) -> None:
+        """Put `quantizers` in; `numbers` say which calls they are at in training, by module (`training_numbers`).
 
         Raises:
             JobError: the model lacks a module of a place.
@@ -47,7 +53,7 @@ class Attached:
             for name, found in by_module.items():
                 self._put(modules[name], name, found)
             frames = {name: {k: q for k, q in found.items() if "/" in k} for name, found in by_module.items()}
-            self._handles += Frames().attach(model, frames)
+            self._handles += Frames().attach(model, frames, numbers)
         except Exception:
             self.remove()
             raise

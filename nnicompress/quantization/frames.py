@@ -23,6 +23,7 @@ from nnicompress.quantization.calls import (
     with_operands,
     written_by,
 )
+from nnicompress.quantization.modes import Numbers
 
 Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 """By place in one frame: `add_0/input_1`, `relu_2/output_0`."""
@@ -34,7 +35,15 @@ class _Frame:
 
     module: nn.Module
     quantizers: Quantizers
+    numbers: Numbers
+    """Of calls that have others in training."""
     counts: Counter[str] = field(default_factory=Counter)
+
+    def number(self, name: str) -> int | None:
+        """The number that the next call of this name has in evaluation mode."""
+        number = self.counts[name]
+        self.counts[name] += 1
+        return self.numbers[name].get(number) if self.module.training and name in self.numbers else number
 
 
 class Frames(TorchFunctionMode):
@@ -52,25 +61,27 @@ class Frames(TorchFunctionMode):
         They can't be written into the tensor itself: the call's own backward may need what it left there.
         """
 
-    def attach(self, model: nn.Module, quantizers: Mapping[str, Quantizers]) -> list[Any]:
-        """`quantizers` by module; returns handles. A model whose frames have none is left alone."""
+    def attach(
+        self, model: nn.Module, quantizers: Mapping[str, Quantizers], numbers: Mapping[str, Numbers] | None = None
+    ) -> list[Any]:
+        """`quantizers` and `numbers` by module; returns handles. A model whose frames have none is left alone."""
         if not any(quantizers.values()):
             return []
         handles: list[Any] = []
         for name, module in model.named_modules():
             if not is_leaf(module):
-                handles += self._hook(module, quantizers.get(name, {}))
+                handles += self._hook(module, quantizers.get(name, {}), (numbers or {}).get(name, {}))
         return handles
 
-    def _hook(self, module: nn.Module, quantizers: Quantizers) -> list[Any]:
+    def _hook(self, module: nn.Module, quantizers: Quantizers, numbers: Numbers) -> list[Any]:
         return [
-            module.register_forward_pre_hook(_Enter(self, quantizers)),
+            module.register_forward_pre_hook(_Enter(self, quantizers, numbers)),
             module.register_forward_hook(_Leave(self), always_call=True),
         ]
 
-    def enter(self, module: nn.Module, quantizers: Quantizers) -> None:
+    def enter(self, module: nn.Module, quantizers: Quantizers, numbers: Numbers) -> None:
         """A module's forward begins."""
-        self._running.append(_Frame(module, quantizers))
+        self._running.append(_Frame(module, quantizers, numbers))
         if len(self._running) == 1:
             self._instead = WeakTensorKeyDictionary()
             self.__enter__()  # type: ignore[no-untyped-call]
@@ -94,9 +105,8 @@ class Frames(TorchFunctionMode):
         if not counts(args, kwargs):
             return func(*args, **kwargs)
         name = call_name(func)
-        number = frame.counts[name]
-        frame.counts[name] += 1
-        if not frame.quantizers:
+        number = frame.number(name)
+        if not frame.quantizers or number is None:
             return func(*args, **kwargs)
         place = f"{name}_{number}"
         found = [frame.quantizers.get(f"{place}/input_{i}") for i in range(_most_operands(name, args, kwargs))]
@@ -147,11 +157,11 @@ def _most_operands(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 class _Enter:
     """A forward pre-hook that can be copied and pickled."""
 
-    def __init__(self, frames: Frames, quantizers: Quantizers) -> None:
-        self._frames, self._quantizers = frames, quantizers
+    def __init__(self, frames: Frames, quantizers: Quantizers, numbers: Numbers) -> None:
+        self._frames, self._quantizers, self._numbers = frames, quantizers, numbers
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self._frames.enter(module, self._quantizers)
+        self._frames.enter(module, self._quantizers, self._numbers)
 
 
 class _Leave:

@@ -28,6 +28,7 @@ from nnicompress.quantization.build import build_quantizers, learned
 from nnicompress.quantization.compilation import Compilation, elements_per_step
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaWeights, GradientQuantizer
+from nnicompress.quantization.modes import training_numbers
 from nnicompress.quantization.modules import CONVOLUTIONS
 from nnicompress.quantization.observers import commit
 from nnicompress.quantization.parameters import fold_factor
@@ -125,9 +126,11 @@ class Quantizer:
             args, kwargs = self.evaluator.example_inputs(2)
             if alongside is not None:
                 alongside(self.evaluator)
-            plan = make_plan(model, self.settings, record(model, args, kwargs))
+            recorded = record(model, args, kwargs)
+            numbers = training_numbers(recorded.runs, record(model, args, kwargs, training=True).runs)
+            plan = make_plan(model, self.settings, recorded)
             quantizers = build_quantizers(model, plan, self.settings)
-            attached = Attached(model, quantizers)
+            attached = Attached(model, quantizers, numbers)
             self._quantizers = quantizers
             try:
                 attached.prove(args, kwargs)

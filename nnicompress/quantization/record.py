@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of, written_by
+from nnicompress.quantization.modes import Run
 from nnicompress.quantization.modules import add_transformers
 
 
@@ -59,10 +61,11 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A forward: its calls in order, and the values that it returned."""
+    """A forward: its calls in order, the values that it returned, and the numbered calls in each run of a frame."""
 
     calls: tuple[Call, ...]
     returned: tuple[Value, ...]
+    runs: Mapping[str, Sequence[Run]]
 
 
 _NO_CALL = ("identity", None)
@@ -76,7 +79,8 @@ class _Recorder(TorchFunctionMode):
         self.own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.calls: list[Call] = []
         self.values: dict[int, Value] = {}
-        self.frames: list[tuple[str, Counter[str]]] = []
+        self.frames: list[tuple[str, Counter[str], list[tuple[str, Hashable]]]] = []
+        self.runs: dict[str, list[list[tuple[str, Hashable]]]] = defaultdict(list)
         self.leaf: tuple[nn.Module, list[Value]] | None = None
         self.last: tuple[str, int | None] = _NO_CALL
         self.wrote = False
@@ -113,10 +117,11 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, number = call_name(func), None
-        frame, so_far = self.frames[-1] if self.frames else ("", Counter[str]())
+        frame, so_far, run = self.frames[-1] if self.frames else ("", Counter[str](), [])
         if counts(args, kwargs):
             number = so_far[name]
             so_far[name] += 1
+            run.append((name, _site(in_leaf=self.leaf is not None)))
             self.last = name, number
         if self.leaf is not None or not self.frames:
             result = func(*args, **kwargs)
@@ -147,7 +152,8 @@ class _Recorder(TorchFunctionMode):
             self.leaf, self.last = (module, [self.value(x) for x in tensors_of([*args, *kwargs.values()])]), _NO_CALL
             self.wrote = False
         else:
-            self.frames.append((self.names[module], Counter()))
+            self.runs[self.names[module]].append([])
+            self.frames.append((self.names[module], Counter(), self.runs[self.names[module]][-1]))
 
     def exit(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self.leaf is None:
@@ -159,7 +165,7 @@ class _Recorder(TorchFunctionMode):
         (_, inputs), self.leaf = self.leaf, None
         name = self.names[module]
         if not self.frames:  # the model itself is a leaf
-            self.frames.append(("", Counter()))
+            self.frames.append(("", Counter(), []))
         frame = self.frames[-1][0] if self.frames else ""  # a model may be a leaf itself
         call = Call(frame, *self.last, name)
         if not self.wrote or all(output is not value.tensor for value in inputs):
@@ -175,11 +181,25 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
-    """Run `model` once in eval mode on real inputs and write it down; the model is left as it was."""
+_CALL = nn.Module._call_impl.__code__
+
+
+def _site(*, in_leaf: bool) -> Hashable:
+    """Where in the code of a frame's forward a call is made: the instruction of each function on the way to it."""
+    modules, found, frame = 2 if in_leaf else 1, [], sys._getframe(2)
+    while frame.f_back is not None:
+        if frame.f_code is _CALL and (modules := modules - 1) == 0:
+            break
+        found.append((id(frame.f_code), frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False) -> Recorded:
+    """Run `model` once on real inputs, in evaluation mode or in training, and write it down; it is left as it was."""
     add_transformers()  # which modules are leaves depends on it
     recorder = _Recorder(model)
-    with _alone(model), recorder:
+    with _alone(model, training), recorder:
         handles: list[Any] = []
         for module in recorder.names:
             handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
@@ -190,16 +210,16 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             for handle in handles:
                 handle.remove()
     returned = tuple(recorder.values[id(t)] for t in tensors_of(result) if id(t) in recorder.values)
-    return Recorded(tuple(recorder.calls), returned)
+    return Recorded(tuple(recorder.calls), returned, recorder.runs)
 
 
 @contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
+def _alone(model: nn.Module, training: bool) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), same_training_mode(model), same_tensors(model), same_random_states():
-            model.eval()
+            model.train(training)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

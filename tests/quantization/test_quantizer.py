@@ -240,6 +240,24 @@ def test_a_result_in_a_nest_is_quantized() -> None:
     torch.testing.assert_close(found, nn.functional.linear(state, *integers), atol=1e-6, rtol=0)
 
 
+class Noisy(Net):
+    """Has one more ReLU in training, in front of the one whose result is quantized."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        if self.training:
+            x = x + (x - 100.0).relu()
+        x = (x + self.middle(x)).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_calls_in_training_alone_shift_no_quantizer() -> None:
+    found = [compressed(make_net(cls), max_steps=3, observer="moving_average") for cls in (Net, Noisy)]
+    assert found[0].tensors.keys() == found[1].tensors.keys()
+    for place, tensor in found[0].tensors.items():
+        torch.testing.assert_close(found[1].tensors[place].scale, tensor.scale, rtol=1e-5, atol=0)
+
+
 def test_simulation_is_the_formula() -> None:
     """A network of one layer, quantized by hand."""
     model = nn.Sequential(nn.Linear(4, 3))
