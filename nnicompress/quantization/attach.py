@@ -49,6 +49,9 @@ class Attached:
             if module not in modules:
                 raise JobError(f"{place}: {type(model).__name__} has no module {module!r}")
             by_module[module][key] = quantizer
+        # Attention in evaluation mode has a path of its own, which calls no module.
+        self._fast_path: bool | None = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             for name, found in by_module.items():
                 self._put(modules[name], name, found)
@@ -77,6 +80,9 @@ class Attached:
             self._handles.pop().remove()
         while self._changed:
             swap_back(self._changed.pop())
+        if self._fast_path is not None:
+            torch.backends.mha.set_fastpath_enabled(self._fast_path)
+            self._fast_path = None
 
     def prove(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the model in training and in evaluation mode, and see that every quantizer is used in both.

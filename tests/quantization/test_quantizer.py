@@ -258,6 +258,46 @@ def test_calls_in_training_alone_shift_no_quantizer() -> None:
         torch.testing.assert_close(found[1].tensors[place].scale, tensor.scale, rtol=1e-5, atol=0)
 
 
+class Detour(Net):
+    """Runs its block in evaluation mode alone."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.neg() if self.training else self.block(x)
+
+
+def test_a_check_proves_what_a_quantization_would() -> None:
+    model = make_net(Detour)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=r"more. is not reached in training mode"):
+        Quantizer([{}], make_evaluator(model)).check(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(Quantizer([{}], make_evaluator(sound := make_net())).check(sound).weights) == 3
+    assert type(sound.block) is nn.Conv2d and not hasattr(sound.block, "quantizers")
+
+
+def test_attention_takes_no_path_around_its_quantizers() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(36, 6), layer, nn.Flatten(), nn.Linear(12, 3))
+    target = {
+        "op_names": ["2.linear1"],
+        "target_names": ["weight"],
+        "target_settings": {"weight": {"quant_dtype": "int2"}},
+    }
+    result = compressed(model, trains=False, target=target, functions=[])
+    x = batches()[0][0]
+    at = result.tensors["2.linear1/weight"]
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = by_hand[2].linear1.weight
+        weight.copy_(fake_quantize(weight, at.scale, at.zero_point, at.scheme.quant_min, at.scheme.quant_max, 0))
+        before = torch.backends.mha.get_fastpath_enabled()
+        with simulated(model.eval(), result):
+            torch.testing.assert_close(model(x), by_hand.eval()(x))
+        assert torch.backends.mha.get_fastpath_enabled() is before is True
+
+
 def test_simulation_is_the_formula() -> None:
     """A network of one layer, quantized by hand."""
     model = nn.Sequential(nn.Linear(4, 3))
