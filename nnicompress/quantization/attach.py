@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
@@ -17,6 +18,7 @@ from nnicompress.quantization.calls import tensors_of
 from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations
 from nnicompress.quantization.frames import Frames
+from nnicompress.quantization.modes import Numbers
 from nnicompress.quantization.modules import add_transformers, swap, swap_back
 from nnicompress.quantization.parameters import QUANTIZERS
 from nnicompress.quantization.result import QuantizationResult
@@ -25,8 +27,13 @@ from nnicompress.quantization.result import QuantizationResult
 class Attached:
     """Fake quantizers in a model, by place; `remove` takes them out."""
 
-    def __init__(self, model: nn.Module, quantizers: Mapping[str, FakeQuantizer]) -> None:
-        """Put `quantizers` in.
+    def __init__(
+        self,
+        model: nn.Module,
+        quantizers: Mapping[str, FakeQuantizer],
+        numbers: Mapping[str, Numbers] | None = None,
+    ) -> None:
+        """Put `quantizers` in; `numbers` say which calls they are at in training, by module (`training_numbers`).
 
         Raises:
             JobError: the model lacks a module of a place.
@@ -43,11 +50,14 @@ class Attached:
             if module not in modules:
                 raise JobError(f"{place}: {type(model).__name__} has no module {module!r}")
             by_module[module][key] = quantizer
+        # Attention in evaluation mode has a path of its own, which calls no module.
+        self._fast_path: bool | None = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             for name, found in by_module.items():
                 self._put(modules[name], name, found)
             frames = {name: {k: q for k, q in found.items() if "/" in k} for name, found in by_module.items()}
-            self._handles += Frames().attach(model, frames)
+            self._handles += Frames().attach(model, frames, numbers)
         except Exception:
             self.remove()
             raise
@@ -71,6 +81,9 @@ class Attached:
             self._handles.pop().remove()
         while self._changed:
             swap_back(self._changed.pop())
+        if self._fast_path is not None:
+            torch.backends.mha.set_fastpath_enabled(self._fast_path)
+            self._fast_path = None
 
     def prove(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the model in training and in evaluation mode, and see that every quantizer is used in both.
@@ -131,14 +144,13 @@ class QuantizeOutputs:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The output, quantized."""
-        if isinstance(output, Tensor):
-            return self.quantizers[0](output)
-        assert type(output) in (tuple, list), f"{type(module).__name__} returns {type(output).__name__}"
         places = {id(tensor): index for index, tensor in enumerate(tensors_of(output))}
-        return type(output)(
-            self.quantizers[places[id(part)]](part) if places.get(id(part)) in self.quantizers else part
-            for part in output
-        )
+
+        def quantize(tensor: Tensor) -> Tensor:
+            quantizer = self.quantizers.get(places[id(tensor)])
+            return tensor if quantizer is None else quantizer(tensor)
+
+        return tree_map_only(Tensor, quantize, output)
 
 
 def stored_quantizers(model: nn.Module, result: QuantizationResult) -> dict[str, FakeQuantizer]:

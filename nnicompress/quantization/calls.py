@@ -84,6 +84,24 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for part in value for tensor in tensors_of(part)]
 
 
+def written_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Tensor | None:
+    """The tensor that a call wrote into: `x` in `x.add_(y)`, `x += y`, `relu(x, inplace=True)`, `x[0] = y`, `out=x`."""
+    first = args[0] if args else kwargs.get("input")
+    if not isinstance(first, Tensor):
+        return None
+    name = str(getattr(func, "__name__", ""))
+    if name == "__setitem__":
+        return first
+    if not isinstance(result, Tensor):
+        return None
+    if result is kwargs.get("out"):
+        return result
+    functional = getattr(func, "__module__", None) == "torch.nn.functional"
+    inplace = functional and (kwargs.get("inplace") is True or args[-1] is True)  # always their last parameter
+    spelled = name.startswith("__i") if name.endswith("__") else name.endswith("_")
+    return first if result is first and (inplace or spelled) else None
+
+
 def counts(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call has a number: only those on floating-point tensors, of which training makes no others."""
     # A batch norm counts its batches in training alone, by `num_batches_tracked.add_(1)`.

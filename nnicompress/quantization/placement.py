@@ -9,6 +9,7 @@ linear layers they stand beside layer norms, which run in float anyway.
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from nnicompress.errors import ConfigError, UserError, did_you_mean
 from nnicompress.pruning.targets import select_modules
 from nnicompress.quantization import calls
 from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMULS, PASSING
-from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, add_transformers, channel_axis
+from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, channel_axis
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import PER_TENSOR, Scheme
@@ -84,7 +85,6 @@ def make_plan(model: nn.Module, settings: QuantizerSettings, recorded: Recorded)
         ConfigError: selectors that match nothing, a module that nothing can quantize, chains that do not follow each
             other, or what the backend does not run in integers.
     """
-    add_transformers()
     return _Placement(model, settings, recorded).run()
 
 
@@ -96,8 +96,12 @@ class _Placement:
         self.plan = Plan()
         self.excluded: set[str] = set()
         self.targets = self._targets()
-        self.inputs_of: dict[str, str] = {}
-        """The place of a layer's input."""
+        self.runs: dict[str, list[Call]] = defaultdict(list)
+        for call in recorded.calls:
+            if call.leaf is not None:
+                self.runs[call.leaf].append(call)
+        self.inputs_of: dict[str, set[str]] = defaultdict(set)
+        """The places of a layer's input, of all its runs."""
         self.read_by: dict[str, bool] = {}
         """Place of an activation -> whether the layer that reads it said how."""
         self.rectified: dict[str, str] = {}
@@ -113,6 +117,8 @@ class _Placement:
                 self._function(call)
             if self._carries_on(call):
                 self.integers.update(call.outputs)
+        for name in self.plan.layers:
+            self._bias(name, self.targets[name][1])
         # A sum over input channels that have scales of their own has none.
         self.plan.biases = [b for b in self.plan.biases if self._scheme_of(b.input).granularity == PER_TENSOR]
         self._check_rectified()
@@ -253,7 +259,7 @@ class _Placement:
             if target.names(f"_input_{index}"):
                 place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
-                    self.inputs_of.setdefault(name, place)
+                    self.inputs_of[name].add(place)
         if isinstance(module, nn.MultiheadAttention):
             self._attention_module(name, target, call)
         asked = target.target_names is not None and target.names("_output_0")
@@ -262,8 +268,6 @@ class _Placement:
             self._need(self._folded(call.outputs[0]), call, 0, target.of_tensor("_output_0"))
         if follows:
             self.integers.add(call.outputs[0])
-        if name in self.inputs_of and not any(bias.module == name for bias in self.plan.biases):
-            self._bias(name, module, target, call)
 
     def _weights(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
         if type(module) not in SWAPS or not target.names("weight"):
@@ -285,16 +289,19 @@ class _Placement:
             )
         return found
 
-    def _bias(self, name: str, module: nn.Module, target: QuantizationTargetSettings, call: Call) -> None:
+    def _bias(self, name: str, target: QuantizationTargetSettings) -> None:
+        module, inputs = self.modules[name], self.inputs_of[name]
         weight = next((w for w in self.plan.weights if w.module == name and w.parameter == "weight"), None)
         if weight is None or not target.names("bias") or getattr(module, "bias", None) is None:
+            return
+        if len(inputs) != 1:  # no unit, or one of each run's own, which lowering gives it
             return
         # A bias in front of a batch norm is folded into it, and only the sum becomes integers.
         per_output = weight.scheme.granularity.axis in (None, channel_axis(module))
         if isinstance(module, TRANSPOSED) and module.groups > 1 and weight.scheme.granularity.axis is not None:
             per_output = False  # axis 1 of its weight has the output channels of one group
         if per_output and weight.scheme.symmetric and weight.batch_norm is None:
-            self.plan.biases.append(BiasPlace(name, self.inputs_of[name]))
+            self.plan.biases.append(BiasPlace(name, *inputs))
 
     def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
@@ -310,7 +317,7 @@ class _Placement:
         if len(readers) != 1 or readers[0].leaf is None or call.outputs[0] in self.recorded.returned:
             return None
         name = readers[0].leaf
-        once = self.recorded.runs[name] == 1 and self.recorded.runs[call.leaf or ""] == 1
+        once = len(self.runs[name]) == 1 and len(self.runs[call.leaf or ""]) == 1
         norm = self.modules[name]
         folds = type(norm) in BATCH_NORMS and norm.running_var is not None
         return name if once and folds else None
@@ -362,14 +369,15 @@ class _Placement:
 
         `reads`: the settings are those of a layer's input, which go before those of what makes the value or adds it.
         """
-        whole = settings.granularity in (None, "default", "tensor")
+        read_at_leaf = value in reader.inputs and self._is_read_at(reader, index)
         # The channels that a layer reads lie elsewhere in what they were moved from.
+        whole = settings.granularity in (None, "default", "tensor")
         moved = not whole and self._moved_from(value) is not None
-        while not moved and (source := self._moved_from(value)) is not None:
-            value = source
+        value = value if moved else self._origin(value)
         if not value.floating:
             return None
-        place = (None if moved else self._made_at(value)) or self._read_at(reader, index)
+        place = None if moved or read_at_leaf else self._made_at(value)
+        place = self._read_at(reader, index) if place is None else place
         if place is None:
             self.plan.unquantized.append(
                 f"{reader.place}: its value is made in a Sequential with a forward of its own, which has no room for "
@@ -432,6 +440,11 @@ class _Placement:
     def _scheme_of(self, place: str) -> Scheme:
         return self.plan.activations[place].scheme
 
+    def _origin(self, value: Value) -> Value:
+        while (source := self._moved_from(value)) is not None:
+            value = source
+        return value
+
     def _moved_from(self, value: Value) -> Value | None:
         """The value that `value` is but a view or a choice of; None where it was computed."""
         maker = value.maker
@@ -451,16 +464,32 @@ class _Placement:
         maker = value.maker
         if maker is None:
             return None
-        if maker.leaf is not None and self.recorded.runs[maker.leaf] == 1:
+        if maker.leaf is not None and self._is_one(maker.leaf):
             return f"{maker.leaf}/output_{value.position}"
-        if not self._has_room(maker.frame):
-            return f"{maker.leaf}/output_{value.position}" if maker.leaf is not None else None
-        return f"{maker.place}/output_{value.position}"
+        return f"{maker.place}/output_{value.position}" if self._is_reached(maker) else None
 
     def _read_at(self, reader: Call, index: int) -> str | None:
-        if reader.leaf is not None:
+        if reader.leaf is not None and self._is_one(reader.leaf):
             return f"{reader.leaf}/input_{index}"
-        return f"{reader.place}/input_{index}" if self._has_room(reader.frame) else None
+        return f"{reader.place}/input_{index}" if self._is_reached(reader) else None
+
+    def _is_one(self, leaf: str) -> bool:
+        """Whether a leaf's own quantizers serve all its runs; else each run has its own at the call that it makes."""
+        runs, module = self.runs[leaf], self.modules[leaf]
+        if any(not self._has_room(run.frame) for run in runs):
+            return True
+        one_call = type(module) not in SWAPS or isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
+        return not one_call or (len(runs) == 1 and not runs[0].discarded)
+
+    def _is_read_at(self, reader: Call, index: int) -> bool:
+        """Whether what a leaf reads is quantized there for all its runs, because one of them reads what nobody made."""
+        if reader.leaf is None or not self._is_one(reader.leaf):
+            return False
+        values = [self._origin(run.inputs[index]) for run in self.runs[reader.leaf] if index < len(run.inputs)]
+        return any(self._made_at(value) is None for value in values)
+
+    def _is_reached(self, call: Call) -> bool:
+        return call.number is not None and self._has_room(call.frame)
 
     def _has_room(self, frame: str) -> bool:
         """A Sequential runs its children, so it can't have one that is no part of its forward."""

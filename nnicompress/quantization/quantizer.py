@@ -28,6 +28,7 @@ from nnicompress.quantization.build import build_quantizers, learned
 from nnicompress.quantization.compilation import Compilation, elements_per_step
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaWeights, GradientQuantizer
+from nnicompress.quantization.modes import training_numbers
 from nnicompress.quantization.modules import CONVOLUTIONS
 from nnicompress.quantization.observers import commit
 from nnicompress.quantization.parameters import fold_factor
@@ -89,15 +90,16 @@ class Quantizer:
         return tuple(needs)
 
     def check(self, model: nn.Module) -> Plan:
-        """What would be quantized where; nothing is changed, calibrated or trained.
+        """What would be quantized where, proved by a forward in each mode; nothing is changed, calibrated or trained.
 
         Raises:
             UserError: what `compress` would raise before it begins.
         """
         self._require()
         with self.evaluator.bound(model):
-            args, kwargs = self.evaluator.example_inputs(2)
-            return make_plan(model, self.settings, record(model, args, kwargs))
+            plan, _, attached = self._attached(model)
+            attached.remove()
+        return plan
 
     def compress(
         self,
@@ -130,15 +132,10 @@ class Quantizer:
                 key="schedule.simulate_from",
             )
         with self.evaluator.bound(model):
-            args, kwargs = self.evaluator.example_inputs(2)
             if alongside is not None:
                 alongside(self.evaluator)
-            plan = make_plan(model, self.settings, record(model, args, kwargs))
-            quantizers = build_quantizers(model, plan, self.settings)
-            attached = Attached(model, quantizers)
-            self._quantizers = quantizers
+            plan, self._quantizers, attached = self._attached(model)
             try:
-                attached.prove(args, kwargs)
                 self._add_learned()
                 self._begin(model, plan)
                 if self.settings.trains:
@@ -189,6 +186,21 @@ class Quantizer:
     def _require(self) -> None:
         for capability, why in self.requirements(self.settings):
             self.evaluator.require(capability, by=f"the {self.settings.method} quantizer", why=why)
+
+    def _attached(self, model: nn.Module) -> tuple[Plan, dict[str, FakeQuantizer], Attached]:
+        """Fake quantizers in the model, which are all reached."""
+        args, kwargs = self.evaluator.example_inputs(2)
+        recorded = record(model, args, kwargs)
+        numbers = training_numbers(recorded.runs, record(model, args, kwargs, training=True).runs)
+        plan = make_plan(model, self.settings, recorded)
+        quantizers = build_quantizers(model, plan, self.settings)
+        attached = Attached(model, quantizers, numbers)
+        try:
+            attached.prove(args, kwargs)
+        except Exception:
+            attached.remove()
+            raise
+        return plan, quantizers, attached
 
     def _add_learned(self) -> None:
         """Before the calibration too: an evaluator wants to know of every trainable parameter of its model."""

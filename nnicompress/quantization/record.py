@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
-from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of
+from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of, written_by
+from nnicompress.quantization.modes import Run
+from nnicompress.quantization.modules import add_transformers
 
 
 @dataclass(eq=False)
@@ -35,17 +38,20 @@ class Value:
 class Call:
     """A torch call in a frame, or one run of a leaf (`leaf` is its name).
 
-    `name` and `number` say which call of the frame it is; for a leaf, the last call that it made.
+    `name` and `number` say which call of the frame it is; for a leaf, the last call that it made. A call that has no
+    number (`calls.counts`) has no room for quantizers.
     """
 
     frame: str
     name: str
-    number: int
+    number: int | None
     leaf: str | None
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     own_tensors: bool = False
     """Whether an operand is one of the model's parameters or buffers, or no tensor."""
+    discarded: bool = False
+    """Of a leaf that writes into its input: whether the input is read afterwards in place of what the leaf returned."""
 
     @property
     def place(self) -> str:
@@ -55,14 +61,14 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A forward: its calls in order, how often each leaf ran, and the values that it returned."""
+    """A forward: its calls in order, the values that it returned, and the numbered calls in each run of a frame."""
 
     calls: tuple[Call, ...]
-    runs: Mapping[str, int]
     returned: tuple[Value, ...]
+    runs: Mapping[str, Sequence[Run]]
 
 
-_NO_CALL = ("identity", 0)
+_NO_CALL = ("identity", None)
 """What a leaf that makes no call, such as nn.Identity, is written down as."""
 
 
@@ -72,13 +78,19 @@ class _Recorder(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.calls: list[Call] = []
-        self.runs: Counter[str] = Counter()
         self.values: dict[int, Value] = {}
-        self.frames: list[tuple[str, Counter[str]]] = []
+        self.frames: list[tuple[str, Counter[str], list[tuple[str, Hashable]]]] = []
+        self.runs: dict[str, list[list[tuple[str, Hashable]]]] = defaultdict(list)
         self.leaf: tuple[nn.Module, list[Value]] | None = None
-        self.last: tuple[str, int] = _NO_CALL
+        self.last: tuple[str, int | None] = _NO_CALL
+        self.wrote = False
+        """Whether the leaf that runs has written into a tensor."""
+        self.written: dict[int, Call] = {}
+        """What a leaf wrote into -> that run of it."""
 
     def value(self, tensor: Tensor) -> Value:
+        if id(tensor) in self.written:
+            self.written[id(tensor)].discarded = True
         found = self.values.get(id(tensor))
         if found is None:
             found = self.values[id(tensor)] = Value(tensor)
@@ -93,18 +105,28 @@ class _Recorder(TorchFunctionMode):
             call.outputs.append(made)
         self.calls.append(call)
 
+    def overwrite(self, tensor: Tensor) -> None:
+        """All values that share memory with `tensor` become others, made by no call as a whole."""
+        memory = tensor.untyped_storage().data_ptr()
+        for key, value in self.values.items():
+            if value.tensor.untyped_storage().data_ptr() == memory:
+                self.values[key] = Value(value.tensor)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, number = call_name(func), 0
-        frame, so_far = self.frames[-1] if self.frames else ("", Counter[str]())
+        name, number = call_name(func), None
+        frame, so_far, run = self.frames[-1] if self.frames else ("", Counter[str](), [])
         if counts(args, kwargs):
             number = so_far[name]
             so_far[name] += 1
+            run.append((name, _site(in_leaf=self.leaf is not None)))
             self.last = name, number
         if self.leaf is not None or not self.frames:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.wrote = self.wrote or written_by(func, args, kwargs, result) is not None
+            return result
         try:
             given = operands(name, args, kwargs)
         except (KeyError, TypeError, IndexError):  # a call of this name with other arguments
@@ -115,6 +137,8 @@ class _Recorder(TorchFunctionMode):
         call = Call(frame, name, number, None, own_tensors=len(inputs) != len(given))
         others = [self.value(x) for x in more]
         result = func(*args, **kwargs)
+        if (written := written_by(func, args, kwargs, result)) is not None:
+            self.overwrite(written)
         if tensors_of(result):
             self.write(call, inputs, result)
             for value in others:
@@ -126,29 +150,56 @@ class _Recorder(TorchFunctionMode):
             return
         if is_leaf(module):
             self.leaf, self.last = (module, [self.value(x) for x in tensors_of([*args, *kwargs.values()])]), _NO_CALL
+            self.wrote = False
         else:
-            self.frames.append((self.names[module], Counter()))
+            self.runs[self.names[module]].append([])
+            self.frames.append((self.names[module], Counter(), self.runs[self.names[module]][-1]))
 
-    def exit(self, module: nn.Module, args: Any, output: Any) -> None:
+    def exit(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self.leaf is None:
             if not is_leaf(module):
                 self.frames.pop()
-            return
+            return None
         if self.leaf[0] is not module:
-            return
+            return None
         (_, inputs), self.leaf = self.leaf, None
         name = self.names[module]
-        self.runs[name] += 1
         if not self.frames:  # the model itself is a leaf
-            self.frames.append(("", Counter()))
+            self.frames.append(("", Counter(), []))
         frame = self.frames[-1][0] if self.frames else ""  # a model may be a leaf itself
-        self.write(Call(frame, *self.last, name), inputs, output)
+        call = Call(frame, *self.last, name)
+        if not self.wrote or all(output is not value.tensor for value in inputs):
+            self.write(call, inputs, output)
+            return None
+        # Another tensor of the same memory goes on: so those who read the result differ from those who read the input.
+        with torch._C.DisableTorchFunction():
+            self.overwrite(output)
+            result = output.detach()
+        self.write(call, inputs, result)
+        self.values[id(output)] = call.outputs[0]
+        self.written[id(output)] = call
+        return result
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
-    """Run `model` once in eval mode on real inputs and write it down; the model is left as it was."""
+_CALL = nn.Module._call_impl.__code__
+
+
+def _site(*, in_leaf: bool) -> Hashable:
+    """Where in the code of a frame's forward a call is made: the instruction of each function on the way to it."""
+    modules, found, frame = 2 if in_leaf else 1, [], sys._getframe(2)
+    while frame.f_back is not None:
+        if frame.f_code is _CALL and (modules := modules - 1) == 0:
+            break
+        found.append((id(frame.f_code), frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False) -> Recorded:
+    """Run `model` once on real inputs, in evaluation mode or in training, and write it down; it is left as it was."""
+    add_transformers()  # which modules are leaves depends on it
     recorder = _Recorder(model)
-    with _alone(model), recorder:
+    with _alone(model, training), recorder:
         handles: list[Any] = []
         for module in recorder.names:
             handles.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))
@@ -159,16 +210,16 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             for handle in handles:
                 handle.remove()
     returned = tuple(recorder.values[id(t)] for t in tensors_of(result) if id(t) in recorder.values)
-    return Recorded(tuple(recorder.calls), dict(recorder.runs), returned)
+    return Recorded(tuple(recorder.calls), returned, recorder.runs)
 
 
 @contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
+def _alone(model: nn.Module, training: bool) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), same_training_mode(model), same_tensors(model), same_random_states():
-            model.eval()
+            model.train(training)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -197,6 +197,38 @@ def test_blocks_are_refused(tmp_path: Path) -> None:
         weights_with({"axis": 1, "block_size": 2}, tmp_path / "m.onnx")
 
 
+class Shared(nn.Module):
+    """One layer that runs on what several others made: the input, itself, another layer."""
+
+    def __init__(self, layer: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.other, self.relu = layer, other, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.relu(self.layer(x)))
+        return torch.cat([found, self.layer(20.0 * self.other(x).tanh())], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_layer_that_runs_several_times_has_each_runs_own_units(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if kind == "linear":
+        model, shape = Shared(nn.Linear(6, 6), nn.Linear(6, 6)).eval(), (4, 6)
+    else:
+        model, shape = Shared(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)).eval(), (4, 6, 5, 5)
+    inputs: ModelInput = ((torch.randn(shape),), {})
+    frozen = freeze(model, inputs, result := quantized(model, inputs, [{}], trains=False))
+    FORMATS["onnx"].export(frozen, inputs, tmp_path / "m.onnx")
+    loaded = FORMATS["onnx"].load(tmp_path / "m.onnx", frozen, inputs)
+    compare_outputs(loaded, frozen, [inputs, ((inputs[0][0][:1],), {})], tolerance=0.02, what="the file")
+    operator = "linear" if kind == "linear" else "conv2d"
+    read = {f"/{operator}_0/input_0", "relu/output_0", "/mul_0/output_0"}
+    assert read <= result.tensors.keys() and "layer/input_0" not in result.tensors
+    coverage = integer_coverage(tmp_path / "m.onnx")
+    assert coverage.integer["QGemm" if kind == "linear" else "QLinearConv"] == 4, coverage.summary
+    assert not coverage.weighted_in_float
+
+
 def test_what_stays_in_float_is_listed_with_the_reason(tmp_path: Path) -> None:
     model, inputs = network("unet")
     frozen, loaded = exported(model, inputs, tmp_path / "m.onnx")

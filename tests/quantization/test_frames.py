@@ -71,6 +71,48 @@ def test_a_module_that_runs_twice_counts_anew() -> None:
     assert run({"inner": {"add_0/output_0": plus(10.0)}}, Twice()) == [28.0]
 
 
+class InPlace(nn.Module):
+    """Reads what a call wrote into, not what it returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 2.0 * x
+        y.relu_()
+        view = y.view(-1)
+        y.add_(x)  # returned as it is
+        return torch.cat([view * y, y], dim=0)
+
+
+def test_what_a_call_wrote_into_is_read_as_the_call_returned_it() -> None:
+    assert run({}, InPlace()) == [9.0, 3.0]
+    assert run({"": {"add_0/output_0": plus(10.0)}}, InPlace()) == [39.0, 13.0]
+    # A view of what is quantized: y is 12, and then 13 in both.
+    assert run({"": {"relu_0/output_0": plus(10.0)}}, InPlace()) == [169.0, 13.0]
+    both = {"": {"relu_0/output_0": plus(10.0), "add_0/output_0": plus(10.0)}}
+    assert run(both, InPlace()) == [13.0 * 23.0, 23.0]
+
+    class Returned(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            torch.nn.functional.relu(x, True)
+            return {"x": x}
+
+    handles = Frames().attach(model := Returned(), {"": {"relu_0/output_0": plus(10.0)}})
+    assert model(torch.tensor([-1.0, 1.0]))["x"].tolist() == [10.0, 11.0]
+    assert len(handles) == 2
+
+
+def test_gradients_pass_what_was_written_into() -> None:
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = 2.0 * x
+            y.relu_()  # whose backward reads its own result, which must be as it left it
+            return y * y
+
+    Frames().attach(model := Squares(), {"": {"relu_0/output_0": lambda x: 3.0 * x}})
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    model(x).sum().backward()  # (3 * 2 x)^2 where x is positive
+    assert x.grad is not None and x.grad.tolist() == [0.0, 144.0]
+
+
 def test_an_error_ends_its_frames_and_no_others() -> None:
     class Raises(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -100,6 +100,35 @@ def test_functional_attention() -> None:
     }  # the add stands behind a linear layer and stays in float
 
 
+def test_what_a_sequential_runs_twice_is_quantized_once_for_both_runs() -> None:
+    layer = nn.Linear(8, 8)
+    plan = plan_of(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 8))
+    assert set(plan.activations) == {"0/input_0"}  # the first run reads what nobody made
+    assert [(bias.module, bias.input) for bias in plan.biases] == [("0", "0/input_0")]
+
+
+def test_attention_that_runs_twice_is_known_by_itself() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = self.attention(x, x, x, need_weights=False)[0]
+            return self.head(x)
+
+    model, x = Twice(), torch.randn(3, 2, 8)
+    plan = plan_of(model, x)
+    inside = {f"attention/{name}" for name in ("query", "key", "value", "probabilities", "context")}
+    reads = {f"attention/input_{index}" for index in range(3)}
+    assert set(plan.activations) == inside | reads | {"attention/output_0"}
+    settings = QuantizerSettings.from_targets([{}])
+    attached = Attached(model, build_quantizers(model, plan, settings))
+    attached.prove((x,), {})
+    attached.remove()
+
+
 def test_without_functions_only_modules_are_quantized() -> None:
     plan = plan_of(Residual(), images(), functions=["matmul"])
     assert "two/output_0" in plan.activations  # a convolution's output all the same

@@ -17,9 +17,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.quantization.attach import simulated
+from nnicompress.quantization.modules import SWAPS
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.result import QuantizationResult
 from nnicompress.trace import trace
@@ -72,6 +74,15 @@ def quantized(model: nn.Module, **settings: Any) -> QuantizationResult:
     evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.01), training_step)
     torch.manual_seed(2)
     return Quantizer([{}], evaluator, calibration_steps=4, **settings).compress(model, max_steps=4)
+
+
+def test_the_first_gpt2_of_a_process_is_recorded_like_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SWAPS, Conv1D, raising=False)  # as it is before any model was quantized
+    model = make("gpt2")
+    evaluator = TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.01), training_step)
+    plan = Quantizer([{}], evaluator).check(model)
+    assert {name for name, module in model.named_modules() if isinstance(module, Conv1D)} <= set(plan.layers)
+    assert not plan.unquantized
 
 
 @pytest.mark.parametrize("method", ["observed", "lsq"])
