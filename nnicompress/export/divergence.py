@@ -19,7 +19,7 @@ from nnicompress.export.onnx_session import session_with_outputs
 from nnicompress.quantization.frozen import QUANTIZE, FrozenModel, run
 
 ROUNDING = 0.5
-"""Steps: what rounding alone moves an element on average stays below this, many layers deep."""
+"""Steps: what rounding alone moves an element on average stays below this for many layers."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class LayerDifference:
     """How far an element is off on average."""
 
 
-def layer_differences(frozen: FrozenModel, path: Path, inputs: ModelInput) -> list[LayerDifference]:
+def layer_differences(
+    frozen: FrozenModel, path: Path, inputs: ModelInput, *, beside: FrozenModel | None = None
+) -> list[LayerDifference]:
     """Every quantized activation, in the order of the forward, on the same inputs through both.
 
-    Differences are not reset on the way: a layer has those of its input, too.
+    Differences are not reset on the way: a layer has those of its input, too. The file is that of `frozen`; it may be
+    held `beside` a rewrite of it (`lowering.lower`) in its place.
 
     Raises:
         UserError: `path` is no file that was exported from this frozen model.
@@ -57,7 +60,7 @@ def layer_differences(frozen: FrozenModel, path: Path, inputs: ModelInput) -> li
     args, kwargs = inputs
     values: dict[str, Any] = {}
     with torch.no_grad():
-        run(frozen, args, kwargs, observe=lambda name, value: values.setdefault(name, value))
+        run(beside or frozen, args, kwargs, observe=lambda name, value: values.setdefault(name, value))
     session = session_with_outputs(path, list(names))
     results = session.run(None, input_tensors([entry.name for entry in session.get_inputs()], inputs))
     # The file's own outputs come after those that were asked for.
@@ -68,15 +71,20 @@ def layer_differences(frozen: FrozenModel, path: Path, inputs: ModelInput) -> li
 def first_divergence(
     frozen: FrozenModel, path: Path, inputs: ModelInput, bound: float = ROUNDING
 ) -> LayerDifference | None:
-    """The first quantized activation that is off by more than `bound` steps on average; None: all are within.
+    """The first quantized activation that is at once off by more than `bound` steps on average; None: there is none.
 
-    A rounding tie moves few elements, by a step or, some layers on, by several; a layer that computes something else
-    moves most of them.
+    A rounding tie moves few elements, by a step or, some layers on, by several: in a deep network that grows from layer
+    to layer. A layer that computes something else moves most elements, and more than twice as far as all before it.
 
     Raises:
         UserError: see `layer_differences`.
     """
-    return next((one for one in layer_differences(frozen, path, inputs) if one.mean > bound), None)
+    most = 0.0
+    for one in layer_differences(frozen, path, inputs):
+        if one.mean > max(bound, 2 * most):
+            return one
+        most = max(most, one.mean)
+    return None
 
 
 def _difference(module: str, name: str, expected: Tensor, found: np.ndarray[Any, Any]) -> LayerDifference:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export.comparison import compare_outputs
-from nnicompress.export.divergence import ROUNDING, layer_differences
+from nnicompress.export.divergence import first_divergence, layer_differences
 from nnicompress.export.formats import FORMATS
 from nnicompress.export.program import ProgramModel, export_program
 from nnicompress.quantization.attach import simulated
@@ -23,6 +23,7 @@ from nnicompress.quantization.fake_quantize import fake_quantize
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.frozen import FrozenModel, dequantize, quantize
+from nnicompress.quantization.lowering import lower
 from nnicompress.quantization.scheme import Granularity, Scheme
 from tests.quantization.by_hand import NETWORKS, image, network, other_inputs, quantized, simulate
 
@@ -105,9 +106,12 @@ def test_every_method_on_every_network_down_to_the_file(name: str, method: str, 
         if method == "bnn":  # signs, computed in float
             compare_outputs(FORMATS["onnx"].load(file, frozen, inputs), frozen, [others], tolerance=1e-4, what="it")
             continue
-        differences = layer_differences(frozen, file, others)
-        assert differences and differences[0].mean < 0.01, "the first is off at rounding ties alone"
-        assert max(one.mean for one in differences) < ROUNDING
+        # The file computes what the lowered program does, but for the order of float sums. That of the frozen model
+        # differs by rounding, which a deep network of random weights makes more of from layer to layer.
+        lowered = lower(frozen, inputs)
+        assert max(one.mean for one in layer_differences(frozen, file, others, beside=lowered)) < 0.1
+        assert layer_differences(frozen, file, others)[0].mean < 0.01
+        assert first_divergence(frozen, file, others) is None
 
 
 @pytest.mark.parametrize("weight_dtype", ["int2", "int4", "int8"])
