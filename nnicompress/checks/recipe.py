@@ -28,6 +28,8 @@ from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, InputErrors, JobError, UserError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.evaluators.loop import TrainingLoop
+from nnicompress.evaluators.settings import EvaluatorSettings
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
 from nnicompress.export.formats import FORMATS
@@ -377,11 +379,34 @@ class _Check:
             evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
             if evaluator is not None:
                 key = stage.compressor_key or "compressor"
+                self.is_simulated(settings, stage, stage.compressor, data)
                 plan = self.attempt(key, _plan, key, Quantizer(stage.compressor, evaluator), model)
                 if plan is not None:
                     self.blocks_in_files(settings, plan)
                     found.append(_quantized(key, stage.compressor, plan))
         return tuple(found)
+
+    def is_simulated(
+        self, settings: RecipeSettings, stage: RecipeStage, quantizer: QuantizerSettings, data: Data
+    ) -> None:
+        """A training of epochs by the shipped loop, whose steps are known, lasts until something is simulated."""
+        engine, own = settings.evaluator, stage.settings
+        assert isinstance(own, QuantizeSettings)
+        begins = quantizer.schedule.simulate_from
+        if (
+            not isinstance(engine, EvaluatorSettings)
+            or engine.training_func is not None
+            or not own.max_epochs
+            or not begins
+        ):
+            return
+        steps = TrainingLoop(data.train_loader, seed=settings.head.seed, accumulate=engine.accumulate).steps_per_epoch
+        if steps is not None and begins >= steps * own.max_epochs:
+            self.fail(
+                f"simulated from step {begins}, a training of {steps * own.max_epochs} steps "
+                f"(stages.{stage.name}.max_epochs) never is",
+                f"{stage.compressor_key}.schedule.simulate_from",
+            )
 
     def blocks_in_files(self, settings: RecipeSettings, plan: Plan) -> None:
         """No file is asked for that can't hold the weights' scales."""

@@ -239,6 +239,11 @@ class QuantizationScheduleSettings(Settings):
                 f"observe_until {self.observe_until} is not after observe_from {self.observe_from}: ranges would never "
                 "follow the training"
             )
+        if self.observe_until is not None and 0 < self.observe_until < self.simulate_from:
+            raise ValueError(
+                f"observe_until {self.observe_until} comes before simulate_from {self.simulate_from}: the ranges would "
+                "be those of weights from long before"
+            )
         return self
 
 

@@ -165,6 +165,10 @@ WEIGHT = "+compressor.targets.all.target_settings={weight: "
             "compressor.schedule.simulate_from: simulated from step 9, a training of 9 steps (stages.",
         ),
         (
+            ["stages.quantize.max_epochs=2", "data.batch_size=100", "compressor.schedule.simulate_from=100"],
+            "compressor.schedule.simulate_from: simulated from step 100, a training of",
+        ),
+        (
             ["compressor=dorefa", "compressor.targets.all.target_settings.weight.quant_dtype=int8"],
             "compressor.targets.all: dorefa's weights need a quant_dtype of 2 to 7 bits",
         ),

@@ -764,6 +764,10 @@ def test_a_simulated_model_can_be_copied() -> None:
             {"schedule": {"observe_from": 5, "observe_until": 5}},
             "schedule: observe_until 5 is not after observe_from 5",
         ),
+        (
+            {"schedule": {"observe_until": 5, "simulate_from": 9}},
+            "schedule: observe_until 5 comes before simulate_from",
+        ),
         ({"method": "bnn"}, "onnxruntime_x86 can't run in integers; set backend: none"),
         ({"gradient_bits": 4}, "gradient_bits belongs to dorefa, and the method is observed"),
         ({"bias_correction": True}, "needs trains: false"),
