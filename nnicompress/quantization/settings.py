@@ -260,6 +260,10 @@ def _check_weight(target: QuantizationTargetSettings, method: str, backend: str)
     own = target.target_settings.get("weight")
     if own is not None and own.observer is not None and own.observer.name not in WEIGHT_OBSERVERS:
         raise ValueError(f"a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+    if weight.observer is not None and method != "observed":
+        raise ValueError(f"observer belongs to method observed: {method} finds its scales without one")
+    if method in ("dorefa", "bnn") and weight.granularity not in (None, "default", "tensor"):
+        raise ValueError(f"{method} takes one scale a tensor, which is fixed; leave granularity out")
     blocks = isinstance(weight.granularity, tuple) and weight.granularity[1] is not None
     if blocks and method != "observed":
         raise ValueError(f"{method} takes one scale a tensor or a channel, not one a block")
@@ -290,6 +294,8 @@ def _check_activations(
             )
         if own.granularity in (None, "default", "tensor"):
             continue
+        if method in ("dorefa", "bnn"):
+            raise ValueError(f"{method} takes one scale a tensor, which is fixed; leave granularity out")
         if backend != "none":
             raise ValueError(
                 f"{backend} runs activations in integers with one scale a tensor; give the granularity to weight in "
