@@ -819,6 +819,7 @@ def test_wrong_targets(target: dict[str, Any], message: str) -> None:
 
 
 CHANNELS = {"target_settings": {"_input_": {"granularity": "channel"}}}
+WEIGHT_BY_ERROR = {"target_settings": {"weight": {"observer": "mse"}}}
 
 
 @pytest.mark.parametrize(
@@ -831,6 +832,13 @@ CHANNELS = {"target_settings": {"_input_": {"granularity": "channel"}}}
             {"target_settings": {"_input_": {"observer": "mse"}}},
             {"method": "lsq"},
             "observer belongs to method observed",
+        ),
+        (WEIGHT_BY_ERROR, {"method": "lsq"}, "observer belongs to method observed"),
+        (CHANNELS, {"method": "bnn"}, "bnn takes one scale a tensor, which is fixed"),
+        (
+            {"target_settings": {"weight": {"granularity": "channel"}}},
+            {"method": "bnn"},
+            "bnn takes one scale a tensor",
         ),
     ],
 )
