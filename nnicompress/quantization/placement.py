@@ -150,7 +150,8 @@ class _Placement:
                     found[module] = (name, target.numbered(arguments))
             if unknown := sorted(target.arguments - known):
                 near = did_you_mean(unknown[0], known) or f"; they have {', '.join(sorted(known))}"
-                raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.target_names")
+                where = "target_names" if f"_input_{unknown[0]}" in (target.target_names or ()) else "target_settings"
+                raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.{where}")
             self._check_inputs(target, [n for n in selected if n in found and found[n][0] == name], key)
             self._check_chains(target, key)
         return found

@@ -153,7 +153,7 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
         further = next((name for name in asked if re.fullmatch(r"_output_[1-9]\d*", name)), None)
         if further is not None:
             raise ValueError(f"{further}: of what a module returns only the first tensor is quantized; give _output_")
-        wrong = next((name for name in self.target_names or () if TARGET_NAME.fullmatch(name) is None), None)
+        wrong = next((name for name in asked if TARGET_NAME.fullmatch(name) is None), None)
         if wrong is not None:
             raise ValueError(
                 f"no tensor {wrong!r}{did_you_mean(wrong, TENSORS)}; there are {', '.join(TENSORS)}, and one of "

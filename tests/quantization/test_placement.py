@@ -276,6 +276,7 @@ def test_what_the_runtime_has_no_kernel_for_is_refused() -> None:
     [
         ({"target_names": ["weight", "_input_3"]}, "target_names: _input_3 is no input .*Linear has 1 input"),
         ({"target_settings": {"_input_9": {"quant_dtype": "uint4"}}}, "target_settings: _input_9 is no input"),
+        ({"target_settings": {"_input_foo": {}}}, "target_settings: no selected module takes an input 'foo'"),
         (
             {"op_types": ["Conv2d"], "target_settings": {"weight": {"granularity": {"axis": 1, "block_size": 2}}}},
             "targets.0.target_settings.weight.granularity: one.weight: a block of 2 does not divide the 3 along axis 1",

@@ -807,6 +807,7 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"fuse_names": [[]]}, r"\[\] is no chain: it takes two modules"),
         ({"target_names": ["weight", "_output_4"]}, "_output_4: of what a module returns only the first tensor"),
         ({"target_settings": {"_output_4": {}}}, "_output_4: of what a module returns only the first tensor"),
+        ({"target_settings": {"_output_x": {}}}, "no tensor '_output_x'; did you mean '_output_'"),
         ({"target_names": ["bias"]}, "target_names with bias need weight and _input_"),
         ({"target_names": ["bias", "weight"]}, "target_names with bias need weight and _input_"),
         ({"target_settings": {"bias": {"quant_dtype": "int8"}}}, "settings of bias, which has none: it is int32"),
