@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,10 +23,18 @@ from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, ch
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import Scheme
-from nnicompress.quantization.settings import QuantizationTargetSettings, QuantizationTensorSettings, QuantizerSettings
+from nnicompress.quantization.settings import (
+    FUNCTIONS,
+    QuantizationTargetSettings,
+    QuantizationTensorSettings,
+    QuantizerSettings,
+)
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSIDE_ATTENTION = ("query", "key", "value", "probabilities", "context")
+INSIDE_ATTENTION = {
+    "query": "_input_0", "key": "_input_1", "value": "_input_2", "probabilities": "_input_0", "context": "_input_0",
+}  # fmt: skip
+"""What is multiplied inside nn.MultiheadAttention -> the input that it is quantized with."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class _Placement:
         self.plan = Plan()
         self.excluded: set[str] = set()
         self.targets = self._targets()
+        self.functions = FUNCTIONS if settings.functions is None else settings.functions
         self.runs: dict[str, list[Call]] = defaultdict(list)
         for call in recorded.calls:
             if call.leaf is not None:
@@ -111,7 +120,7 @@ class _Placement:
         for call in self.recorded.calls:
             if call.leaf is not None and call.leaf in self.targets:
                 self._layer(call, *self.targets[call.leaf])
-            elif call.leaf is None and call.name in self.settings.functions and not self._is_excluded(call.frame):
+            elif call.leaf is None and call.name in self.functions and not self._is_excluded(call.frame):
                 self._function(call)
             if self._carries_on(call):
                 self.integers.update(call.outputs)
@@ -249,9 +258,9 @@ class _Placement:
 
     def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
-        for inner in INSIDE_ATTENTION:
-            settings = target.of_tensor("_input_0")
-            self._add(f"{name}/{inner}", settings, tuple(length))
+        for inner, outer in INSIDE_ATTENTION.items():
+            if target.names(outer):
+                self._add(f"{name}/{inner}", target.of_tensor(outer), tuple(length))
 
     def _batch_norm_behind(self, call: Call) -> str | None:
         if not isinstance(self.modules[call.leaf or ""], CONVOLUTIONS):
@@ -277,10 +286,30 @@ class _Placement:
                 self._need(value, call, index, settings)
             self._need(self._folded(call.outputs[0]), call, 0, settings)
         elif call.name in MATMULS or call.name == ATTENTION:
+            if self.settings.functions is None and not self._is_beside_layer(call):
+                return
             for index, value in enumerate(values):
                 self._need(value, call, index, settings)
             if call.name == ATTENTION:
                 self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape))
+
+    def _is_beside_layer(self, call: Call) -> bool:
+        """Whether a layer whose activations are asked for feeds a call or reads what it makes."""
+        return self._meets_layer(call, _makers) or self._meets_layer(call, _readers)
+
+    def _meets_layer(self, call: Call, step: Callable[[Call], Iterable[Call]]) -> bool:
+        """Whether steps from `call` lead to such a layer, with no other layer before it."""
+        waiting, seen = [call], {call}
+        while waiting:
+            for other in set(step(waiting.pop())) - seen:
+                seen.add(other)
+                if other.leaf is None or type(self.modules[other.leaf]) not in SWAPS:
+                    waiting.append(other)
+                elif other.leaf in self.targets:
+                    target = self.targets[other.leaf][1]
+                    if target.names("_input_0") or target.names("_output_0"):
+                        return True
+        return False
 
     def _carries_on(self, call: Call) -> bool:
         """Whether the results are integers because the operands are."""
@@ -394,6 +423,14 @@ class _Placement:
 
     def _why_it_did_not_run(self, name: str) -> str:
         return "the forward in evaluation mode does not run it"
+
+
+def _makers(call: Call) -> Iterable[Call]:
+    return (value.maker for value in call.inputs if value.maker is not None)
+
+
+def _readers(call: Call) -> Iterable[Call]:
+    return (reader for value in call.outputs for reader in value.readers)
 
 
 def _unusual_attention(module: nn.Module) -> str | None:

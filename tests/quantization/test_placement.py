@@ -135,8 +135,30 @@ def test_without_functions_only_modules_are_quantized() -> None:
 
 
 def test_weights_alone() -> None:
-    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "target_names": ["weight"]}], functions=[])
+    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "target_names": ["weight"]}])
     assert not plan.activations and not plan.biases and len(plan.weights) == 3
+    x = torch.randn(2, 5, 8)
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    for model in (attention, Attention()):
+        plan = plan_of(model, x, targets=[{"target_names": ["weight"]}])
+        assert not plan.activations and len(plan.weights) >= 2
+
+
+def test_products_beside_no_selected_layer_stay_in_float() -> None:
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Attention(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    x, head = torch.randn(2, 5, 8), {"op_names": ["head"]}
+    assert set(plan_of(Headed(), x, targets=[head]).activations) == {"body/add_0/output_0"}  # what the head reads
+    inside = "body/scaled_dot_product_attention_0/probabilities"
+    assert inside in plan_of(Headed(), x, targets=[head], functions=["scaled_dot_product_attention"]).activations
+    for beside in ("body.qkv", "body.out"):
+        assert inside in plan_of(Headed(), x, targets=[{"op_names": [beside]}]).activations
 
 
 def test_settings_of_single_tensors() -> None:
@@ -172,6 +194,7 @@ def test_inputs_are_named_as_the_forward_names_them() -> None:
     target["target_settings"] = {"_input_key": {"quant_dtype": "uint4"}}
     inputs = torch.randn(2, 5, 8)
     plan = plan_of(Attention(), inputs, targets=[target], functions=[], backend="none")
+    assert "attn/key" in plan.activations and not {"attn/query", "attn/value"} & set(plan.activations)
     dtypes = {place: at.scheme.dtype for place, at in plan.activations.items()}
     assert dtypes["/abs_0/output_0"] == "uint4" and dtypes["attn/output_0"] == "uint8"
     assert "/neg_0/output_0" not in dtypes and "/exp_0/output_0" not in dtypes, dtypes
