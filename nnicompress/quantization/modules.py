@@ -210,7 +210,27 @@ def channel_axis(module: nn.Module) -> int:
     return 1 if type(module).__name__ in ("Conv1D", "QConv1D") else 0
 
 
-def swap(module: nn.Module, name: str) -> nn.ModuleDict:
+class Quantizers(nn.ModuleDict):
+    """The child that quantization adds to a module."""
+
+    def __init__(self, owner: str) -> None:
+        """`owner`: the module's name."""
+        super().__init__()
+        self._owner = owner
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """No forward calls it, but for one that goes through all children of its module.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"the forward of {self._owner or 'the model'} runs all its children, of which quantization adds one; keep "
+            "those that it runs in a ModuleList, or leave it out with exclude_op_names"
+        )
+
+
+def swap(module: nn.Module, name: str) -> Quantizers:
     """Swap the module's class where it has a quantized one, and give it `quantizers`; returns those.
 
     Raises:
@@ -221,7 +241,7 @@ def swap(module: nn.Module, name: str) -> nn.ModuleDict:
         raise UserError(f"module {name!r} has an attribute {QUANTIZERS!r} already, the name that quantization uses")
     if type(module) in SWAPS:
         module.__class__ = SWAPS[type(module)]
-    quantizers = nn.ModuleDict()
+    quantizers = Quantizers(name)
     module.add_module(QUANTIZERS, quantizers)
     quantizers.train(module.training)
     return quantizers

@@ -30,7 +30,13 @@ from nnicompress.quantization.settings import (
     QuantizerSettings,
 )
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LAYER_FUNCTIONS = frozenset({
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding",
+})  # fmt: skip
+"""Functions that compute what a layer does."""
+NOT_QUANTIZED = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear)
+"""Layers with weights that there are no quantized classes for."""
 INSIDE_ATTENTION = {
     "query": "_input_0", "key": "_input_1", "value": "_input_2", "probabilities": "_input_0", "context": "_input_0",
 }  # fmt: skip
@@ -127,6 +133,7 @@ class _Placement:
         for name in self.plan.layers:
             self._bias(name, self.targets[name][1])
         ran = {call.leaf for call in self.recorded.calls}
+        self.plan.unquantized += self._products_of_weights()
         for name in self.targets:
             if name not in ran:
                 self.plan.unquantized.append(f"{name}: {self._why_it_did_not_run(name)}")
@@ -167,9 +174,13 @@ class _Placement:
             if target.selects and self._no_kernel(module):
                 raise ConfigError(f"{name}: {why}; exclude it, or set backend: none", key=key)
         elif isinstance(module, tuple(SWAPS)):
-            why = f"{type(module).__name__} is a subclass with a forward of its own"
+            inherited = any(type(module).forward is plain.forward for plain in SWAPS)
+            own = "and only exact types are quantized" if inherited else "with a forward of its own"
+            why = f"{type(module).__name__} is a subclass{',' if inherited else ''} {own}"
         elif not target.selects:
-            return False
+            if not isinstance(module, NOT_QUANTIZED):
+                return False
+            why = f"there is no quantized {type(module).__name__}"
         elif calls.is_leaf(module) and not list(module.parameters(recurse=False)):
             if target.target_names is not None and not target.names("weight"):
                 return True
@@ -323,6 +334,18 @@ class _Placement:
 
     def _is_excluded(self, frame: str) -> bool:
         return any(frame == name or frame.startswith(f"{name}.") for name in self.excluded)
+
+    def _products_of_weights(self) -> list[str]:
+        """Layers that a forward spells out with parameters of its own, `F.linear(x, self.weight)`, one line each."""
+        if all(target.selects for target in self.settings.targets.values()):
+            return []
+        places = {
+            call.place
+            for call in self.recorded.calls
+            if call.leaf is None and call.name in LAYER_FUNCTIONS and not self._is_excluded(call.frame)
+            if not isinstance(self.modules[call.frame], tuple(SWAPS))  # a subclass, which is told already
+        }
+        return [f"{place}: a layer that is no module" for place in sorted(places)]
 
     # ---------------------------------------------------------------------------------------------------------- values
 

@@ -257,6 +257,69 @@ def test_a_subclass_keeps_its_own_forward_and_is_told() -> None:
     assert plan.unquantized == ["0: Scaled is a subclass with a forward of its own"]
 
 
+class Plain(nn.Conv2d):
+    """A convolution under another name."""
+
+
+class Spelled(nn.Module):
+    """Layers that nothing here quantizes: a recurrent one, and one that is spelled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.head(self.cell(x)[0]), self.head.weight.t())
+
+
+def test_layers_that_stay_in_float_are_told() -> None:
+    assert plan_of(nn.Sequential(Plain(3, 4, 3), nn.Conv2d(4, 2, 3)), images()).unquantized == [
+        "0: Plain is a subclass, and only exact types are quantized"
+    ]
+    assert plan_of(Spelled(), torch.randn(2, 5, 8)).unquantized == [
+        "cell: there is no quantized GRU",
+        "/linear_1: a layer that is no module",
+    ]
+
+
+def test_a_product_with_a_transposed_attribute_is_one_of_views() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.query(x) @ self.key(x).mT
+
+    x = torch.randn(2, 5, 8)
+    assert set(plan_of(Scores(), x).activations) == {"query/input_0", "key/input_0", "query/output_0", "key/output_0"}
+
+
+def test_a_synchronized_batch_norm_is_one() -> None:
+    norm = nn.SyncBatchNorm(4)
+    plan = plan_of(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), images())
+    assert [weight.batch_norm for weight in plan.weights] == ["1", None]
+
+
+def test_a_forward_through_all_children_is_told_what_was_added() -> None:
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for child in self.children():
+                x = child(x) + x
+            return x
+
+    model, settings = All(), QuantizerSettings.from_targets([{}])
+    attached = Attached(model, build_quantizers(model, plan_of(model, images()), settings))
+    with pytest.raises(UserError, match=r"the forward of the model runs all its children, of which .* adds one"):
+        attached.prove((images(),), {})
+    attached.remove()
+    assert [name for name, _ in model.named_children()] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
