@@ -18,7 +18,7 @@ from nnicompress.errors import UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of, written_by
 from nnicompress.quantization.modes import Run
-from nnicompress.quantization.modules import add_transformers
+from nnicompress.quantization.modules import add_transformers, multi_head_attention_forward
 
 
 @dataclass(eq=False)
@@ -112,6 +112,11 @@ class _Recorder(TorchFunctionMode):
             call.outputs.append(made)
         self.calls.append(call)
 
+    def is_shown(self, name: str) -> bool:
+        """Whether a frame sees the call when the model is quantized: of attention it sees but one."""
+        attention = self.leaf is not None and isinstance(self.leaf[0], nn.MultiheadAttention)
+        return not attention or name == multi_head_attention_forward.__name__
+
     def overwrite(self, tensor: Tensor) -> None:
         """All values that share memory with `tensor` become others, made by no call as a whole."""
         memory = tensor.untyped_storage().data_ptr()
@@ -125,7 +130,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name, number = call_name(func), None
         frame, so_far, run = self.frames[-1] if self.frames else ("", Counter[str](), [])
-        if counts(args, kwargs):
+        if counts(args, kwargs) and self.is_shown(name):
             number = so_far[name]
             so_far[name] += 1
             site, checkpointed = _site(in_leaf=self.leaf is not None)

@@ -128,6 +128,36 @@ def test_attention_that_runs_twice_is_known_by_itself() -> None:
     attached.remove()
 
 
+def test_attention_shifts_no_call_of_the_forward_around_it() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 3, 1)
+            self.attention = nn.MultiheadAttention(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            steps = x.permute(2, 0, 1)
+            mask = torch.zeros(len(steps), len(steps))
+            mixed: Tensor = self.attention(steps, steps, steps, attn_mask=mask, need_weights=False)[0]
+            return self.after(torch.permute(mixed, (1, 2, 0)) + x)
+
+    model, x, settings = Mixed(), torch.randn(2, 3, 5), QuantizerSettings.from_targets([{}])
+    plan = make_plan(model, settings, record(model, (x,), {}))
+    quantizers = build_quantizers(model, plan, settings)
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for place, quantizer in quantizers.items():
+        quantizer.register_forward_hook(
+            lambda module, args, output, place=place: shapes.setdefault(place, []).append(tuple(args[0].shape))
+        )
+    attached = Attached(model, quantizers)
+    with torch.no_grad():
+        model(x)
+    attached.remove()
+    assert shapes["/add_0/output_0"] == [(2, 4, 5)]  # not the scores with their mask, (2, 2, 5, 5)
+    assert shapes["attention/probabilities"] == [(2, 2, 5, 5)]
+
+
 def test_without_functions_only_modules_are_quantized() -> None:
     plan = plan_of(Residual(), images(), functions=["matmul"])
     assert "two/output_0" in plan.activations  # a convolution's output all the same
