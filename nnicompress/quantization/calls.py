@@ -33,8 +33,9 @@ JOINS = frozenset({"add", "cat"})
 PASSING = frozenset({
     "max_pool1d", "max_pool2d", "max_pool3d", "boolean_dispatch", "flatten", "view", "reshape", "permute", "transpose",
     "contiguous", "unsqueeze", "squeeze", "chunk", "split", "unbind", "expand", "__getitem__", "clone", "to", "detach",
-    "t", "swapaxes", "movedim", "unflatten", "expand_as", "repeat", "repeat_interleave", "select", "narrow", "roll",
-    "channel_shuffle", "pixel_shuffle", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout",
+    "t", "T", "mT", "swapaxes", "movedim", "unflatten", "expand_as", "repeat", "repeat_interleave", "select", "narrow",
+    "roll", "channel_shuffle", "pixel_shuffle", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "feature_dropout",
 })  # fmt: skip
 """What moves or drops values and makes no new ones: the integers of its operand are those of its result."""
 ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
@@ -44,6 +45,8 @@ ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 def call_name(func: Callable[..., Any]) -> str:
     """The name a call goes by."""
     name = str(getattr(func, "__name__", ""))
+    if name == "__get__":  # an attribute that is computed: x.mT
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
     return ALIASES.get(name, name)
 
 

@@ -46,6 +46,27 @@ def training_numbers(
     return found
 
 
+def refuse_checkpointed(
+    places: Iterable[str], checkpointed: Iterable[tuple[str, str, int]], numbers: Mapping[str, Numbers]
+) -> None:
+    """Refuse quantizers at calls that a training runs again where no frame sees them.
+
+    `checkpointed` are frame, name and number in training.
+
+    Raises:
+        UserError: names the first one.
+    """
+    calls = {place.rpartition("/")[0] for place in places if place.count("/") == 2}
+    for frame, name, number in sorted(checkpointed):
+        own = numbers.get(frame, {})
+        call = f"{frame}/{name}_{own[name].get(number) if name in own else number}"
+        if call in calls:
+            raise UserError(
+                f"{call} is in a function that is checkpointed, whose second run is in no module's forward; checkpoint "
+                "a module instead, or leave it out with exclude_op_names"
+            )
+
+
 def _sites(run: Run, name: str) -> list[Hashable]:
     return [site for called, site in run if called == name]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
 
 from nnicompress.errors import UserError
 from nnicompress.quantization.attention import softmax_scores
@@ -119,6 +120,21 @@ class QMultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See torch's: shapes, masks and result are the same."""
+        return multi_head_attention_forward(
+            query, key, value, self, key_padding_mask, need_weights, attn_mask, average_attn_weights
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        need_weights: bool,
+        attn_mask: Tensor | None,
+        average_attn_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The forward itself."""
         quantizers: Any = self._modules[QUANTIZERS]
         batched = query.dim() == 3
         if not batched:
@@ -153,6 +169,18 @@ class QMultiheadAttention(nn.MultiheadAttention):
             return output, None
         shown = dropped.mean(dim=1) if average_attn_weights else dropped
         return output, shown if batched else shown.squeeze(0)
+
+
+def multi_head_attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, module: QMultiheadAttention, *options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`module.attend` as one torch call, which is what torch's own attention is to the frame around it."""
+    if has_torch_function((query, key, value)):
+        found: tuple[Tensor, Tensor | None] = handle_torch_function(
+            multi_head_attention_forward, (query, key, value), query, key, value, module, *options
+        )
+        return found
+    return module.attend(query, key, value, *options)
 
 
 def _joined_mask(
@@ -210,7 +238,27 @@ def channel_axis(module: nn.Module) -> int:
     return 1 if type(module).__name__ in ("Conv1D", "QConv1D") else 0
 
 
-def swap(module: nn.Module, name: str) -> nn.ModuleDict:
+class Quantizers(nn.ModuleDict):
+    """The child that quantization adds to a module."""
+
+    def __init__(self, owner: str) -> None:
+        """`owner`: the module's name."""
+        super().__init__()
+        self._owner = owner
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """No forward calls it, but for one that goes through all children of its module.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"the forward of {self._owner or 'the model'} runs all its children, of which quantization adds one; keep "
+            "those that it runs in a ModuleList, or leave it out with exclude_op_names"
+        )
+
+
+def swap(module: nn.Module, name: str) -> Quantizers:
     """Swap the module's class where it has a quantized one, and give it `quantizers`; returns those.
 
     Raises:
@@ -221,7 +269,7 @@ def swap(module: nn.Module, name: str) -> nn.ModuleDict:
         raise UserError(f"module {name!r} has an attribute {QUANTIZERS!r} already, the name that quantization uses")
     if type(module) in SWAPS:
         module.__class__ = SWAPS[type(module)]
-    quantizers = nn.ModuleDict()
+    quantizers = Quantizers(name)
     module.add_module(QUANTIZERS, quantizers)
     quantizers.train(module.training)
     return quantizers

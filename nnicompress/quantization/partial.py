@@ -12,7 +12,7 @@ from nnicompress.quantization.calls import ATTENTION, MATMULS
 from nnicompress.quantization.placement import Plan, make_plan
 from nnicompress.quantization.record import Call, Recorded
 from nnicompress.quantization.result import QuantizationResult
-from nnicompress.quantization.settings import QuantizerSettings
+from nnicompress.quantization.settings import FUNCTIONS, QuantizerSettings
 
 
 class PartialPlans:
@@ -20,7 +20,7 @@ class PartialPlans:
 
     A part is a layer, or the matrix products in a module's own forward (`attention.self/matmul`). A value stays in
     integers as long as a part that reads it is, and an `add` as long as convolutions in integers feed it: in float, a
-    layer is what it is under `exclude_op_names`.
+    layer is what it is under `exclude_op_names`. Products that the settings quantize stay in integers beside it.
     """
 
     def __init__(self, model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> None:
@@ -68,7 +68,9 @@ class PartialPlans:
             for name, target in self._settings.targets.items()
             if self._selected[name] - set(layers)
         }
-        settings = self._settings.model_copy(update={"targets": targets})
+        # Products are parts of their own: they stay in integers beside layers in float.
+        functions = FUNCTIONS if self._settings.functions is None else self._settings.functions
+        settings = self._settings.model_copy(update={"targets": targets, "functions": functions})
         recorded = replace(self._recorded, calls=tuple(c for c in self._recorded.calls if _part(c) not in calls))
         return _places(make_plan(self._model, settings, recorded)) & self._all
 

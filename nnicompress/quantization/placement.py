@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,10 +23,24 @@ from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, ch
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import PER_TENSOR, Scheme
-from nnicompress.quantization.settings import QuantizationTargetSettings, QuantizationTensorSettings, QuantizerSettings
+from nnicompress.quantization.settings import (
+    FUNCTIONS,
+    QuantizationTargetSettings,
+    QuantizationTensorSettings,
+    QuantizerSettings,
+)
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSIDE_ATTENTION = ("query", "key", "value", "probabilities", "context")
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LAYER_FUNCTIONS = frozenset({
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding",
+})  # fmt: skip
+"""Functions that compute what a layer does."""
+NOT_QUANTIZED = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear)
+"""Layers with weights that there are no quantized classes for."""
+INSIDE_ATTENTION = {
+    "query": "_input_0", "key": "_input_1", "value": "_input_2", "probabilities": "_input_0", "context": "_input_0",
+}  # fmt: skip
+"""What is multiplied inside nn.MultiheadAttention -> the input that it is quantized with."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class _Placement:
         self.plan = Plan()
         self.excluded: set[str] = set()
         self.targets = self._targets()
+        self.functions = FUNCTIONS if settings.functions is None else settings.functions
         self.runs: dict[str, list[Call]] = defaultdict(list)
         for call in recorded.calls:
             if call.leaf is not None:
@@ -113,7 +128,7 @@ class _Placement:
         for call in self.recorded.calls:
             if call.leaf is not None and call.leaf in self.targets:
                 self._layer(call, *self.targets[call.leaf])
-            elif call.leaf is None and call.name in self.settings.functions and not self._is_excluded(call.frame):
+            elif call.leaf is None and call.name in self.functions and not self._is_excluded(call.frame):
                 self._function(call)
             if self._carries_on(call):
                 self.integers.update(call.outputs)
@@ -123,6 +138,7 @@ class _Placement:
         self.plan.biases = [b for b in self.plan.biases if self._scheme_of(b.input).granularity == PER_TENSOR]
         self._check_rectified()
         ran = {call.leaf for call in self.recorded.calls}
+        self.plan.unquantized += self._products_of_weights()
         for name in self.targets:
             if name not in ran:
                 self.plan.unquantized.append(f"{name}: {self._why_it_did_not_run(name)}")
@@ -184,9 +200,13 @@ class _Placement:
             if target.selects and self._no_kernel(module):
                 raise ConfigError(f"{name}: {why}; exclude it, or set backend: none", key=key)
         elif isinstance(module, tuple(SWAPS)):
-            why = f"{type(module).__name__} is a subclass with a forward of its own"
+            inherited = any(type(module).forward is plain.forward for plain in SWAPS)
+            own = "and only exact types are quantized" if inherited else "with a forward of its own"
+            why = f"{type(module).__name__} is a subclass{',' if inherited else ''} {own}"
         elif not target.selects:
-            return False
+            if not isinstance(module, NOT_QUANTIZED):
+                return False
+            why = f"there is no quantized {type(module).__name__}"
         elif calls.is_leaf(module) and not list(module.parameters(recurse=False)):
             if target.target_names is not None and not target.names("weight"):
                 return True
@@ -306,10 +326,11 @@ class _Placement:
 
     def _attention_module(self, name: str, target: QuantizationTargetSettings, call: Call) -> None:
         length = call.inputs[0].tensor.shape
-        # Heads have no channels of their own.
-        settings = target.of_tensor("_input_0").model_copy(update={"granularity": None})
-        for inner in INSIDE_ATTENTION:
-            self._add(f"{name}/{inner}", settings, tuple(length), call)
+        for inner, outer in INSIDE_ATTENTION.items():
+            if target.names(outer):
+                # Heads have no channels of their own.
+                settings = target.of_tensor(outer).model_copy(update={"granularity": None})
+                self._add(f"{name}/{inner}", settings, tuple(length), call)
 
     def _batch_norm_behind(self, call: Call) -> str | None:
         if not isinstance(self.modules[call.leaf or ""], CONVOLUTIONS):
@@ -337,10 +358,30 @@ class _Placement:
                 self._need(value, call, index, settings)
             self._need(self._folded(call.outputs[0]), call, 0, settings)
         elif call.name in MATMULS or call.name == ATTENTION:
+            if self.settings.functions is None and not self._is_beside_layer(call):
+                return
             for index, value in enumerate(values):
                 self._need(value, call, index, settings)
             if call.name == ATTENTION:
                 self._add(f"{call.place}/probabilities", settings, tuple(values[0].tensor.shape), call)
+
+    def _is_beside_layer(self, call: Call) -> bool:
+        """Whether a layer whose activations are asked for feeds a call or reads what it makes."""
+        return self._meets_layer(call, _makers) or self._meets_layer(call, _readers)
+
+    def _meets_layer(self, call: Call, step: Callable[[Call], Iterable[Call]]) -> bool:
+        """Whether steps from `call` lead to such a layer, with no other layer before it."""
+        waiting, seen = [call], {call}
+        while waiting:
+            for other in set(step(waiting.pop())) - seen:
+                seen.add(other)
+                if other.leaf is None or type(self.modules[other.leaf]) not in SWAPS:
+                    waiting.append(other)
+                elif other.leaf in self.targets:
+                    target = self.targets[other.leaf][1]
+                    if target.names("_input_0") or target.names("_output_0"):
+                        return True
+        return False
 
     def _carries_on(self, call: Call) -> bool:
         """Whether the results are integers because the operands are."""
@@ -354,6 +395,18 @@ class _Placement:
 
     def _is_excluded(self, frame: str) -> bool:
         return any(frame == name or frame.startswith(f"{name}.") for name in self.excluded)
+
+    def _products_of_weights(self) -> list[str]:
+        """Layers that a forward spells out with parameters of its own, `F.linear(x, self.weight)`, one line each."""
+        if all(target.selects for target in self.settings.targets.values()):
+            return []
+        places = {
+            call.place
+            for call in self.recorded.calls
+            if call.leaf is None and call.name in LAYER_FUNCTIONS and not self._is_excluded(call.frame)
+            if not isinstance(self.modules[call.frame], tuple(SWAPS))  # a subclass, which is told already
+        }
+        return [f"{place}: a layer that is no module" for place in sorted(places)]
 
     # ---------------------------------------------------------------------------------------------------------- values
 
@@ -506,6 +559,14 @@ def _index(wanted: str, module: nn.Module) -> int | None:
         return int(wanted)
     arguments = list(inspect.signature(module.forward).parameters)
     return arguments.index(wanted) if wanted in arguments else None
+
+
+def _makers(call: Call) -> Iterable[Call]:
+    return (value.maker for value in call.inputs if value.maker is not None)
+
+
+def _readers(call: Call) -> Iterable[Call]:
+    return (reader for value in call.outputs for reader in value.readers)
 
 
 def _unusual_attention(module: nn.Module) -> str | None:

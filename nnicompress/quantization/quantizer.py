@@ -28,7 +28,7 @@ from nnicompress.quantization.build import build_quantizers, learned
 from nnicompress.quantization.compilation import Compilation, elements_per_step
 from nnicompress.quantization.fake_quantizer import FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaWeights, GradientQuantizer
-from nnicompress.quantization.modes import training_numbers
+from nnicompress.quantization.modes import refuse_checkpointed, training_numbers
 from nnicompress.quantization.modules import CONVOLUTIONS
 from nnicompress.quantization.observers import commit
 from nnicompress.quantization.parameters import fold_factor
@@ -190,10 +190,12 @@ class Quantizer:
     def _attached(self, model: nn.Module) -> tuple[Plan, dict[str, FakeQuantizer], Attached]:
         """Fake quantizers in the model, which are all reached."""
         args, kwargs = self.evaluator.example_inputs(2)
-        recorded = record(model, args, kwargs)
-        numbers = training_numbers(recorded.runs, record(model, args, kwargs, training=True).runs)
+        recorded, training = record(model, args, kwargs), record(model, args, kwargs, training=True)
+        numbers = training_numbers(recorded.runs, training.runs)
         plan = make_plan(model, self.settings, recorded)
         quantizers = build_quantizers(model, plan, self.settings)
+        if self.settings.trains:
+            refuse_checkpointed(quantizers, training.checkpointed, numbers)
         attached = Attached(model, quantizers, numbers)
         try:
             attached.prove(args, kwargs)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
+from nnicompress.errors import UserError
 from nnicompress.evaluators.preserve import same_random_states, same_tensors, same_training_mode
 from nnicompress.quantization.calls import call_name, counts, is_leaf, operands, tensors_of, written_by
 from nnicompress.quantization.modes import Run
-from nnicompress.quantization.modules import add_transformers
+from nnicompress.quantization.modules import add_transformers, multi_head_attention_forward
 
 
 @dataclass(eq=False)
@@ -61,11 +63,15 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A forward: its calls in order, the values that it returned, and the numbered calls in each run of a frame."""
+    """A forward: its calls in order, the values that it returned, and the numbered calls in each run of a frame.
+
+    `checkpointed` are frame, name and number of those that gradient checkpointing runs again outside of the frame.
+    """
 
     calls: tuple[Call, ...]
     returned: tuple[Value, ...]
     runs: Mapping[str, Sequence[Run]]
+    checkpointed: frozenset[tuple[str, str, int]]
 
 
 _NO_CALL = ("identity", None)
@@ -81,6 +87,7 @@ class _Recorder(TorchFunctionMode):
         self.values: dict[int, Value] = {}
         self.frames: list[tuple[str, Counter[str], list[tuple[str, Hashable]]]] = []
         self.runs: dict[str, list[list[tuple[str, Hashable]]]] = defaultdict(list)
+        self.checkpointed: set[tuple[str, str, int]] = set()
         self.leaf: tuple[nn.Module, list[Value]] | None = None
         self.last: tuple[str, int | None] = _NO_CALL
         self.wrote = False
@@ -105,6 +112,11 @@ class _Recorder(TorchFunctionMode):
             call.outputs.append(made)
         self.calls.append(call)
 
+    def is_shown(self, name: str) -> bool:
+        """Whether a frame sees the call when the model is quantized: of attention it sees but one."""
+        attention = self.leaf is not None and isinstance(self.leaf[0], nn.MultiheadAttention)
+        return not attention or name == multi_head_attention_forward.__name__
+
     def overwrite(self, tensor: Tensor) -> None:
         """All values that share memory with `tensor` become others, made by no call as a whole."""
         memory = tensor.untyped_storage().data_ptr()
@@ -118,10 +130,13 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name, number = call_name(func), None
         frame, so_far, run = self.frames[-1] if self.frames else ("", Counter[str](), [])
-        if counts(args, kwargs):
+        if counts(args, kwargs) and self.is_shown(name):
             number = so_far[name]
             so_far[name] += 1
-            run.append((name, _site(in_leaf=self.leaf is not None)))
+            site, checkpointed = _site(in_leaf=self.leaf is not None)
+            run.append((name, site))
+            if checkpointed:
+                self.checkpointed.add((frame, name, number))
             self.last = name, number
         if self.leaf is not None or not self.frames:
             result = func(*args, **kwargs)
@@ -184,19 +199,31 @@ class _Recorder(TorchFunctionMode):
 _CALL = nn.Module._call_impl.__code__
 
 
-def _site(*, in_leaf: bool) -> Hashable:
-    """Where in the code of a frame's forward a call is made: the instruction of each function on the way to it."""
-    modules, found, frame = 2 if in_leaf else 1, [], sys._getframe(2)
+def _site(*, in_leaf: bool) -> tuple[Hashable, bool]:
+    """Where in the code of a frame's forward a call is made: the instruction of each function on the way to it.
+
+    And whether one of these functions is that of gradient checkpointing.
+    """
+    modules, found, frame, checkpointed = 2 if in_leaf else 1, [], sys._getframe(2), False
     while frame.f_back is not None:
         if frame.f_code is _CALL and (modules := modules - 1) == 0:
             break
         found.append((id(frame.f_code), frame.f_lasti))
+        checkpointed = checkpointed or frame.f_code.co_filename == checkpoint.__file__
         frame = frame.f_back
-    return tuple(found)
+    return tuple(found), checkpointed
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False) -> Recorded:
-    """Run `model` once on real inputs, in evaluation mode or in training, and write it down; it is left as it was."""
+    """Run `model` once on real inputs, in evaluation mode or in training, and write it down; it is left as it was.
+
+    Raises:
+        UserError: the model is compiled.
+    """
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        raise UserError(
+            "the model is compiled by torch.compile, which calls no torch functions; quantize it before that"
+        )
     add_transformers()  # which modules are leaves depends on it
     recorder = _Recorder(model)
     with _alone(model, training), recorder:
@@ -210,7 +237,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *
             for handle in handles:
                 handle.remove()
     returned = tuple(recorder.values[id(t)] for t in tensors_of(result) if id(t) in recorder.values)
-    return Recorded(tuple(recorder.calls), returned, recorder.runs)
+    return Recorded(tuple(recorder.calls), returned, recorder.runs, frozenset(recorder.checkpointed))
 
 
 @contextmanager

@@ -41,8 +41,8 @@ def _dtype(value: str) -> str:
     return _known(value, DTYPES, "quant_dtype")
 
 
-def _function_names(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_known(value, FUNCTIONS, "function") for value in values)
+def _function_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(_known(value, FUNCTIONS, "function") for value in values)
 
 
 def _granularity(value: object) -> object:
@@ -324,8 +324,9 @@ class QuantizerSettings(Settings):
     observer: Observer = Field(default_factory=ObserverSettings)
     """Of activations."""
     weight_observer: Observer = Field(default_factory=lambda: ObserverSettings(name="min_max"))
-    functions: Annotated[Names, AfterValidator(_function_names)] = FUNCTIONS
-    """Functional calls that are quantized where the runtime gains by it."""
+    functions: Annotated[Names | None, AfterValidator(_function_names)] = None
+    """Functional calls that are quantized where the runtime gains by it. null: all, where they stand beside a selected
+    layer whose activations are quantized."""
     calibration_steps: int = Field(default=16, ge=1)
     """Batches of the training data on which ranges are found before anything is simulated."""
     trains: bool = True

@@ -71,7 +71,7 @@ NEEDS_PACKAGE = {"model/timm": "timm", "model/torchvision": "torchvision"}
 
 
 def test_the_number_of_recipes_and_options() -> None:
-    assert len(RECIPES) == 22
+    assert len(RECIPES) == 23
     counts = {
         group: sum(option.startswith(f"{group}/") for option in OPTIONS) for group in {o.split("/")[0] for o in OPTIONS}
     }

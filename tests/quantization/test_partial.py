@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nnicompress.quantization.partial import PartialPlans
 from nnicompress.quantization.placement import make_plan
 from nnicompress.quantization.record import Recorded, record
-from nnicompress.quantization.settings import QuantizerSettings
+from nnicompress.quantization.settings import FUNCTIONS, QuantizerSettings
 
 
 class Net(nn.Module):
@@ -38,7 +38,7 @@ def plans(*targets: dict[str, object]) -> tuple[PartialPlans, Net, Recorded]:
 
 
 def excluding(net: Net, recorded: Recorded, names: tuple[str, ...]) -> set[str]:
-    plan = make_plan(net, QuantizerSettings.from_targets([{"exclude_op_names": names}]), recorded)
+    plan = make_plan(net, QuantizerSettings.from_targets([{"exclude_op_names": names}], functions=FUNCTIONS), recorded)
     found = {*plan.activations, *(w.place for w in plan.weights), *(f"{b.module}/bias" for b in plan.biases)}
     return set(found)
 

@@ -129,6 +129,36 @@ def test_attention_that_runs_twice_is_known_by_itself() -> None:
     attached.remove()
 
 
+def test_attention_shifts_no_call_of_the_forward_around_it() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 3, 1)
+            self.attention = nn.MultiheadAttention(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            steps = x.permute(2, 0, 1)
+            mask = torch.zeros(len(steps), len(steps))
+            mixed: Tensor = self.attention(steps, steps, steps, attn_mask=mask, need_weights=False)[0]
+            return self.after(torch.permute(mixed, (1, 2, 0)) + x)
+
+    model, x, settings = Mixed(), torch.randn(2, 3, 5), QuantizerSettings.from_targets([{}])
+    plan = make_plan(model, settings, record(model, (x,), {}))
+    quantizers = build_quantizers(model, plan, settings)
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for place, quantizer in quantizers.items():
+        quantizer.register_forward_hook(
+            lambda module, args, output, place=place: shapes.setdefault(place, []).append(tuple(args[0].shape))
+        )
+    attached = Attached(model, quantizers)
+    with torch.no_grad():
+        model(x)
+    attached.remove()
+    assert shapes["/add_0/output_0"] == [(2, 4, 5)]  # not the scores with their mask, (2, 2, 5, 5)
+    assert shapes["attention/probabilities"] == [(2, 2, 5, 5)]
+
+
 def test_without_functions_only_modules_are_quantized() -> None:
     plan = plan_of(Residual(), images(), functions=["matmul"])
     assert "two/output_0" in plan.activations  # a convolution's output all the same
@@ -136,8 +166,30 @@ def test_without_functions_only_modules_are_quantized() -> None:
 
 
 def test_weights_alone() -> None:
-    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "target_names": ["weight"]}], functions=[])
+    plan = plan_of(Residual(), images(), targets=[{**LAYERS, "target_names": ["weight"]}])
     assert not plan.activations and not plan.biases and len(plan.weights) == 3
+    x = torch.randn(2, 5, 8)
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    for model in (attention, Attention()):
+        plan = plan_of(model, x, targets=[{"target_names": ["weight"]}])
+        assert not plan.activations and len(plan.weights) >= 2
+
+
+def test_products_beside_no_selected_layer_stay_in_float() -> None:
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Attention(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    x, head = torch.randn(2, 5, 8), {"op_names": ["head"]}
+    assert set(plan_of(Headed(), x, targets=[head]).activations) == {"body/add_0/output_0"}  # what the head reads
+    inside = "body/scaled_dot_product_attention_0/probabilities"
+    assert inside in plan_of(Headed(), x, targets=[head], functions=["scaled_dot_product_attention"]).activations
+    for beside in ("body.qkv", "body.out"):
+        assert inside in plan_of(Headed(), x, targets=[{"op_names": [beside]}]).activations
 
 
 def test_settings_of_single_tensors() -> None:
@@ -173,6 +225,7 @@ def test_inputs_are_named_as_the_forward_names_them() -> None:
     target["target_settings"] = {"_input_key": {"quant_dtype": "uint4"}}
     inputs = torch.randn(2, 5, 8)
     plan = plan_of(Attention(), inputs, targets=[target], functions=[], backend="none")
+    assert "attn/key" in plan.activations and not {"attn/query", "attn/value"} & set(plan.activations)
     dtypes = {place: at.scheme.dtype for place, at in plan.activations.items()}
     assert dtypes["/abs_0/output_0"] == "uint4" and dtypes["attn/output_0"] == "uint8"
     assert "/neg_0/output_0" not in dtypes and "/exp_0/output_0" not in dtypes, dtypes
@@ -233,6 +286,69 @@ def test_a_subclass_keeps_its_own_forward_and_is_told() -> None:
     plan = plan_of(model, images())
     assert [weight.module for weight in plan.weights] == ["1"]
     assert plan.unquantized == ["0: Scaled is a subclass with a forward of its own"]
+
+
+class Plain(nn.Conv2d):
+    """A convolution under another name."""
+
+
+class Spelled(nn.Module):
+    """Layers that nothing here quantizes: a recurrent one, and one that is spelled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.head(self.cell(x)[0]), self.head.weight.t())
+
+
+def test_layers_that_stay_in_float_are_told() -> None:
+    assert plan_of(nn.Sequential(Plain(3, 4, 3), nn.Conv2d(4, 2, 3)), images()).unquantized == [
+        "0: Plain is a subclass, and only exact types are quantized"
+    ]
+    assert plan_of(Spelled(), torch.randn(2, 5, 8)).unquantized == [
+        "cell: there is no quantized GRU",
+        "/linear_1: a layer that is no module",
+    ]
+
+
+def test_a_product_with_a_transposed_attribute_is_one_of_views() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.query(x) @ self.key(x).mT
+
+    x = torch.randn(2, 5, 8)
+    assert set(plan_of(Scores(), x).activations) == {"query/input_0", "key/input_0", "query/output_0", "key/output_0"}
+
+
+def test_a_synchronized_batch_norm_is_one() -> None:
+    norm = nn.SyncBatchNorm(4)
+    plan = plan_of(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), images())
+    assert [weight.batch_norm for weight in plan.weights] == ["1", None]
+
+
+def test_a_forward_through_all_children_is_told_what_was_added() -> None:
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for child in self.children():
+                x = child(x) + x
+            return x
+
+    model, settings = All(), QuantizerSettings.from_targets([{}])
+    attached = Attached(model, build_quantizers(model, plan_of(model, images()), settings))
+    with pytest.raises(UserError, match=r"the forward of the model runs all its children, of which .* adds one"):
+        attached.prove((images(),), {})
+    attached.remove()
+    assert [name for name, _ in model.named_children()] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,33 @@ def test_calls_in_training_alone_shift_no_quantizer() -> None:
         torch.testing.assert_close(found[1].tensors[place].scale, tensor.scale, rtol=1e-5, atol=0)
 
 
+class CheckpointedPart(Net):
+    """Checkpoints a function that adds; `middle` alone, which only calls a module, could be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = checkpoint(self.part, x, use_reentrant=False)
+        return self.head(x.mean(dim=(2, 3)))
+
+    def part(self, x: Tensor) -> Tensor:
+        return (x + self.middle(x)).relu()
+
+
+def test_a_checkpointed_function_with_quantizers_is_refused() -> None:
+    model = make_net(CheckpointedPart)
+    quantizer = Quantizer([{}], make_evaluator(model))
+    message = "/relu_1 is in a function that is checkpointed, whose second run is in no module's forward"
+    with pytest.raises(UserError, match=message):
+        quantizer.check(model)
+    assert compressed(model, trains=False).tensors.keys() == compressed(make_net(), trains=False).tensors.keys()
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model = make_net()
+    with pytest.raises(UserError, match=r"compiled by torch.compile.*quantize it before that"):
+        Quantizer([{}], make_evaluator(model)).check(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+
+
 class Detour(Net):
     """Runs its block in evaluation mode alone."""
 
