@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,11 +85,18 @@ class Attached:
             torch.backends.mha.set_fastpath_enabled(self._fast_path)
             self._fast_path = None
 
-    def prove(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def prove(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        inputs: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         """Run the model in training and in evaluation mode, and see that every quantizer is used in both.
 
+        `inputs`: layers, each with the places of what it reads first; in evaluation mode it must read just that.
+
         Raises:
-            UserError: names those that are not.
+            UserError: names those that are not, or do not.
         """
         used: set[nn.Module] = set()
 
@@ -100,6 +107,8 @@ class Attached:
         try:
             for training in (True, False):
                 used.clear()
+                if not training:
+                    handles += self._marked(inputs or {})
                 with torch.no_grad(), same_training_mode(self.model), same_tensors(self.model), same_random_states():
                     self.model.train(training)
                     self.model(*args, **kwargs)
@@ -114,6 +123,50 @@ class Attached:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _marked(self, inputs: Mapping[str, Collection[str]]) -> list[Any]:
+        modules, marks, handles = dict(self.model.named_modules()), _Marks(), []
+        for place in {place for places in inputs.values() for place in places}:
+            handles.append(self.quantizers[place].register_forward_hook(marks.mark(place)))
+        for layer, places in inputs.items():
+            # What is quantized within the layer's own call comes after its hooks.
+            if all("/output_" in place or place == f"{layer}/input_0" for place in places):
+                hook = marks.expect(layer, places)
+                handles.append(modules[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        return handles
+
+
+class _Marks:
+    """Hooks that tell what fake quantizers return from what they are given, by a thousandth of it."""
+
+    def __init__(self) -> None:
+        self.returned: dict[str, list[Tensor]] = defaultdict(list)
+
+    def mark(self, place: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                marked = output * (1 + 2**-10)
+                self.returned[place].append(marked.clone())  # what is returned may be written into
+            return marked
+
+        return hook
+
+    def expect(self, layer: str, places: Collection[str]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # A call that a frame sees, so that it gives what a layer gets of a tensor that was written into.
+            read = next(iter((*args, *kwargs.values()))).detach()
+            with torch._C.DisableTorchFunction():
+                read = read.flatten()
+                sample = read[:: max(1, len(read) // 16)]
+                for value in sample[sample.isfinite() & (sample != 0)]:  # zeros have no thousandth
+                    returned = (x.to(read.dtype) for place in places for x in self.returned[place])
+                    if not any(bool((x == value).any()) for x in returned):
+                        raise UserError(
+                            f"{layer} does not read the values that are quantized at {', '.join(sorted(places))}: "
+                            "something passes them by; leave it out with exclude_op_names"
+                        )
+
+        return hook
 
 
 class QuantizeInputs:

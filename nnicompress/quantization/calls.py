@@ -44,7 +44,7 @@ ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 
 def call_name(func: Callable[..., Any]) -> str:
     """The name a call goes by."""
-    name = str(getattr(func, "__name__", ""))
+    name = _own_name(func)
     if name == "__get__":  # an attribute that is computed: x.mT
         name = str(getattr(getattr(func, "__self__", None), "__name__", name))
     return ALIASES.get(name, name)
@@ -92,7 +92,7 @@ def written_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     first = args[0] if args else kwargs.get("input")
     if not isinstance(first, Tensor):
         return None
-    name = str(getattr(func, "__name__", ""))
+    name = _own_name(func)
     if name == "__setitem__":
         return first
     if not isinstance(result, Tensor):
@@ -117,6 +117,10 @@ def is_leaf(module: nn.Module) -> bool:
         return True
     plain = type(module).__module__.startswith("torch.nn.modules")
     return plain and not any(name != QUANTIZERS for name, _ in module.named_children())
+
+
+def _own_name(func: Callable[..., Any]) -> str:
+    return str(getattr(func, "__name__", "")).partition(".")[0]  # torch.ops.aten.relu.default
 
 
 def _by_name(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:

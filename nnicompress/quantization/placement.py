@@ -90,6 +90,8 @@ class Plan:
     unquantized: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
     """The selected modules that are quantized, in the model's order."""
+    inputs: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The places of a layer's input, of all its runs."""
 
 
 def make_plan(model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> Plan:
@@ -115,8 +117,6 @@ class _Placement:
         for call in recorded.calls:
             if call.leaf is not None:
                 self.runs[call.leaf].append(call)
-        self.inputs_of: dict[str, set[str]] = defaultdict(set)
-        """The places of a layer's input, of all its runs."""
         self.read_by: dict[str, bool] = {}
         """Place of an activation -> whether the layer that reads it said how."""
         self.rectified: dict[str, str] = {}
@@ -280,7 +280,7 @@ class _Placement:
             if target.names(f"_input_{index}"):
                 place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
-                    self.inputs_of[name].add(place)
+                    self.plan.inputs[name].add(place)
         if isinstance(module, nn.MultiheadAttention):
             self._attention_module(name, target, call)
         asked = target.target_names is not None and target.names("_output_0")
@@ -311,7 +311,7 @@ class _Placement:
         return found
 
     def _bias(self, name: str, target: QuantizationTargetSettings) -> None:
-        module, inputs = self.modules[name], self.inputs_of[name]
+        module, inputs = self.modules[name], self.plan.inputs.get(name, ())
         weight = next((w for w in self.plan.weights if w.module == name and w.parameter == "weight"), None)
         if weight is None or not target.names("bias") or getattr(module, "bias", None) is None:
             return

@@ -198,7 +198,7 @@ class Quantizer:
             refuse_checkpointed(quantizers, training.checkpointed, numbers)
         attached = Attached(model, quantizers, numbers)
         try:
-            attached.prove(args, kwargs)
+            attached.prove(args, kwargs, plan.inputs)
         except Exception:
             attached.remove()
             raise

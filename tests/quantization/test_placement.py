@@ -490,7 +490,7 @@ def test_every_architecture_is_reached_stays_near_and_is_left_as_it_was(name: st
     assert set(plan.layers) == set(swappable)
     quantizers = build_quantizers(model, plan, settings)
     attached = Attached(model, quantizers)
-    attached.prove(args, kwargs)
+    attached.prove(args, kwargs, plan.inputs)
     for key in keys:
         assert key in model.state_dict()
     with torch.no_grad():

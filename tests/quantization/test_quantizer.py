@@ -149,6 +149,8 @@ class Writes(nn.Module):
             z = same
         elif self.how == "function":
             nn.functional.relu(z, inplace=True)
+        elif self.how == "operator":
+            torch.ops.aten.relu_.default(z)
         elif self.how == "module":
             self.relu(z)
         elif self.how == "module's result":
@@ -168,6 +170,7 @@ class Writes(nn.Module):
         ("method", "/add_0/output_0"),
         ("alias", "/add_0/output_0"),
         ("function", "/relu_0/output_0"),
+        ("operator", "/relu_0/output_0"),
         ("module", "/relu_0/output_0"),
         ("module's result", "relu/output_0"),
         ("view", "three/input_0"),  # memory that was written into under another name
@@ -302,6 +305,22 @@ def test_a_check_proves_what_a_quantization_would() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert len(Quantizer([{}], make_evaluator(sound := make_net())).check(sound).weights) == 3
     assert type(sound.block) is nn.Conv2d and not hasattr(sound.block, "quantizers")
+
+
+class PassesBy(Net):
+    """Writes into a tensor of a list, which no recording sees."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        torch._foreach_exp_([y])
+        return self.block(y)
+
+
+def test_a_layer_that_reads_past_its_quantizer_is_found_out() -> None:
+    with pytest.raises(
+        UserError, match=r"block does not read the values that are quantized at /_foreach_exp__0/output_0"
+    ):
+        Quantizer([{}], make_evaluator(model := make_net(PassesBy))).check(model)
 
 
 def test_attention_takes_no_path_around_its_quantizers() -> None:
