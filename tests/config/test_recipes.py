@@ -30,6 +30,7 @@ SETTINGS = {
         f"compressor/{name}": ["~stages.shrink"]
         for name in ("level", "lamp", "wanda", "movement", "soft_movement", "lottery_ticket", "two_of_four")
     },
+    "model/vit": ["compressor.targets.convs.op_types=[Linear]"],
     "evaluator/transformers": ["model=transformers"],
     "model/bert": [
         "data=text_classification",
