@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from nnicompress.checks.compressors import check_pruners, check_quantizers
 from nnicompress.checks.exports import as_call, asked_formats, exports
+from nnicompress.checks.findings import Findings
+from nnicompress.checks.outcome import CheckReport, TargetMatch, describe, needs, title
 from nnicompress.checks.probe import (
     first_inputs,
     measured,
@@ -23,85 +25,30 @@ from nnicompress.checks.probe import (
 from nnicompress.config.blueprint import StageBlueprint, draw
 from nnicompress.config.compose import Composed, compose_what_is_right
 from nnicompress.config.resolve import MISSING, Resolved, SourceOf, resolve, unknown_source
-from nnicompress.config.schema import CompressorSettings, RecipeSettings, RecipeStage, examine
+from nnicompress.config.schema import RecipeSettings, examine
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
-from nnicompress.errors import ConfigError, InputErrors, JobError, UserError
+from nnicompress.errors import InputErrors
 from nnicompress.evaluators.contract import ModelInput
-from nnicompress.evaluators.loop import TrainingLoop
-from nnicompress.evaluators.settings import EvaluatorSettings
 from nnicompress.evaluators.training_step import predict
 from nnicompress.events import silent
-from nnicompress.export.formats import FORMATS
 from nnicompress.export.inference import inference_facts
 from nnicompress.factory import build_data, built
-from nnicompress.graph.widths import UNITS
 from nnicompress.models.outputs import class_name
 from nnicompress.pipeline.run_dir import refuse_unusable
 from nnicompress.pipeline.seeding import resolve_device
-from nnicompress.pipeline.settings import QuantizeSettings, StartSettings
+from nnicompress.pipeline.settings import StartSettings
 from nnicompress.pipeline.smoke import FewBatches
 from nnicompress.pipeline.stages.start import load_weights, read_checkpoint
-from nnicompress.pruning import plan as pruning_plan
-from nnicompress.pruning.pruner import Pruner
-from nnicompress.pruning.settings import WIDTH_KINDS, PrunerSettings
+from nnicompress.pruning.settings import PrunerSettings
 from nnicompress.pruning.targets import select
-from nnicompress.quantization.lowering import NO_BLOCKS
-from nnicompress.quantization.placement import Plan
-from nnicompress.quantization.quantizer import Quantizer
-from nnicompress.quantization.settings import QuantizerSettings
 from nnicompress.report.loggers import require_packages
-from nnicompress.sensitivity.kinds import requirements
-from nnicompress.sensitivity.settings import SensitivitySettings
 from nnicompress.shrink.description import storable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from nnicompress.config.locate import Origin
-
-T = TypeVar("T")
-P = ParamSpec("P")
-PlanT = TypeVar("PlanT", covariant=True)
-
-
-@dataclass(frozen=True)
-class TargetMatch:
-    """What one target of a compressor selects."""
-
-    key: str
-    """`compressor.targets.convs`."""
-    what: str
-    """What is done to them, in a few words: `output_channel, sparse_ratio 0.4`, `uint8`."""
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...]
-    """Names within each module: `weight`."""
-    widths: tuple[str, ...] = ()
-    """Where a kind of width is pruned, those that they produce, by size: `4 heads: layers.0.q_proj, ...`."""
-
-
-@dataclass(frozen=True)
-class StageCheck:
-    """One stage, what it will do in a few words, and what its compressor asks of the evaluator."""
-
-    name: str
-    what: str
-    needs: tuple[tuple[str, str], ...] = ()
-    """`(capability, what for)`; the recipe gives all of them."""
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What a right recipe will do."""
-
-    recipe: str
-    run_dir: Path
-    device: str
-    model: str
-    num_parameters: int
-    data: str
-    stages: tuple[StageCheck, ...]
-    targets: tuple[TargetMatch, ...]
 
 
 def check(cfg: DictConfig, origin: Origin | None = None) -> CheckReport:
@@ -139,13 +86,13 @@ def check_recipe(overrides: Sequence[str], *, config_dir: Path | None = None) ->
     return composed, report
 
 
-class _Check:
+class _Check(Findings):
     def __init__(self, resolved: Resolved, origin: Origin | None) -> None:
-        self.source_of: SourceOf = origin.source_of if origin else unknown_source
+        source_of: SourceOf = origin.source_of if origin else unknown_source
         self.resolved = resolved
-        self.examined = examine(resolved, self.source_of)
-        self.blueprint = draw(resolved, self.source_of)
-        self.errors: list[UserError] = [*self.examined.errors, *self.blueprint.errors]
+        self.examined = examine(resolved, source_of)
+        self.blueprint = draw(resolved, source_of)
+        super().__init__(source_of, [*self.examined.errors, *self.blueprint.errors])
 
     def run(self) -> CheckReport:
         model, data = self.model(), self.data()
@@ -164,8 +111,8 @@ class _Check:
                 self.attempt("data", inference_facts, data)
                 if model is not None:
                     self.one_batch(settings, model, data)
-                    targets = self.pruners(settings, model, data, targets)
-                    targets += self.quantizers(settings, model, data)
+                    targets = check_pruners(self, self.blueprint, settings, model, data, targets)
+                    targets += check_quantizers(self, self.blueprint, self.resolved, settings, model, data)
         if self.errors:
             raise InputErrors(tuple(dict.fromkeys(self.errors)))
         assert settings is not None and model is not None and data is not None and device is not None
@@ -176,22 +123,9 @@ class _Check:
             model=class_name(model),
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             data=type(data).__name__,
-            stages=tuple(_describe(settings)),
+            stages=tuple(describe(settings)),
             targets=targets,
         )
-
-    def attempt(self, key: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """`action(...)`, or None where the user's input makes it fail, which is recorded as about `key`."""
-        try:
-            return action(*args, **kwargs)
-        except InputErrors as several:
-            self.errors += several.errors
-        except ConfigError as error:
-            own_key = error.key or key
-            self.errors.append(ConfigError(error.message, key=own_key, source=error.source or self.source_of(own_key)))
-        except UserError as error:
-            self.errors.append(ConfigError(str(error), key=key, source=self.source_of(key)))
-        return None
 
     def model(self) -> nn.Module | None:
         """The untrained model."""
@@ -293,7 +227,7 @@ class _Check:
                     "masks; leave shrink out, or set granularity: output_channel",
                     "stages.shrink",
                 )
-            asked = _needs(stage)
+            asked = needs(stage)
             if not asked:
                 continue
             evaluator = self.attempt("evaluator", evaluators.of_stage(stage.name), silent)
@@ -302,7 +236,7 @@ class _Check:
             for capability, why in asked:
                 if capability in evaluator.capabilities:
                     continue
-                who = f"stage {stage.name!r}" if stage.compressor is None else f"the {_title(stage.compressor)}"
+                who = f"stage {stage.name!r}" if stage.compressor is None else f"the {title(stage.compressor)}"
                 if settings.evaluator.name == "torch":
                     missing, function = _GIVEN_BY[capability]
                     self.fail(f"{who} needs it, or your own {function}, {why}", f"evaluator.{missing}")
@@ -353,71 +287,6 @@ class _Check:
         if not own_data and not self.errors:
             self.attempt("evaluator.metric", measured, evaluator, model)
 
-    def pruners(
-        self, settings: RecipeSettings, model: nn.Module, data: Data, targets: tuple[TargetMatch, ...]
-    ) -> tuple[TargetMatch, ...]:
-        """Each pruner finds what it is asked for; `targets` with the widths that they come to."""
-        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
-        for stage in settings.stages:
-            if not isinstance(stage.compressor, PrunerSettings) or self.errors:
-                continue
-            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
-            if evaluator is not None:
-                key = stage.compressor_key or "compressor"
-                plan = self.attempt(key, _plan, key, Pruner(stage.compressor, evaluator), model)
-                if plan is not None:
-                    targets = tuple(_with_widths(match, key, stage.compressor, plan) for match in targets)
-        return targets
-
-    def quantizers(self, settings: RecipeSettings, model: nn.Module, data: Data) -> tuple[TargetMatch, ...]:
-        """Each quantizer finds a place for all that it is asked for, and the runtime can run that in integers."""
-        found = []
-        factory = EvaluatorFactory(settings, self.blueprint, FewBatches(data))
-        for stage in settings.stages:
-            if not isinstance(stage.compressor, QuantizerSettings) or self.errors:
-                continue
-            evaluator = self.attempt("evaluator", factory.of_stage(stage.name), silent)
-            if evaluator is not None:
-                key = stage.compressor_key or "compressor"
-                self.is_simulated(settings, stage, stage.compressor, data)
-                plan = self.attempt(key, _plan, key, Quantizer(stage.compressor, evaluator), model)
-                if plan is not None:
-                    self.blocks_in_files(settings, plan)
-                    found.append(_quantized(key, stage.compressor, plan))
-        return tuple(found)
-
-    def is_simulated(
-        self, settings: RecipeSettings, stage: RecipeStage, quantizer: QuantizerSettings, data: Data
-    ) -> None:
-        """A training of epochs by the shipped loop, whose steps are known, lasts until something is simulated."""
-        engine, own = settings.evaluator, stage.settings
-        assert isinstance(own, QuantizeSettings)
-        begins = quantizer.schedule.simulate_from
-        if (
-            not isinstance(engine, EvaluatorSettings)
-            or engine.training_func is not None
-            or not own.max_epochs
-            or not begins
-        ):
-            return
-        steps = TrainingLoop(data.train_loader, seed=settings.head.seed, accumulate=engine.accumulate).steps_per_epoch
-        if steps is not None and begins >= steps * own.max_epochs:
-            self.fail(
-                f"simulated from step {begins}, a training of {steps * own.max_epochs} steps "
-                f"(stages.{stage.name}.max_epochs) never is",
-                f"{stage.compressor_key}.schedule.simulate_from",
-            )
-
-    def blocks_in_files(self, settings: RecipeSettings, plan: Plan) -> None:
-        """No file is asked for that can't hold the weights' scales."""
-        block = next((weight for weight in plan.weights if weight.scheme.granularity.kind == "block"), None)
-        for key, form in asked_formats(settings, self.resolved):
-            if block is not None and form is FORMATS["onnx"]:
-                self.fail(f"{block.module} has one scale a block, {NO_BLOCKS}", key)
-
-    def fail(self, text: str, key: str) -> None:
-        self.errors.append(ConfigError(text, key=key, source=self.source_of(key)))
-
 
 _GIVEN_BY = {
     "train": ("loss", "training_step"),
@@ -428,95 +297,11 @@ _GIVEN_BY = {
 """Capability of an evaluator -> the key of a recipe that gives it, and the user's function that does."""
 
 
-class _Plans(Protocol[PlanT]):
-    """A pruner or a quantizer."""
-
-    settings: Any
-
-    def check(self, model: nn.Module) -> PlanT:
-        """What it would do."""
-
-
-def _with_widths(match: TargetMatch, key: str, settings: PrunerSettings, plan: pruning_plan.Plan) -> TargetMatch:
-    """A target that names a kind of width, with its widths, and of its modules only those that produce them."""
-    own = [width for width in plan.widths if match.key == f"{key}.targets.{width.target}"]
-    found = [width for width in own if settings.granularity_of(width.settings) in WIDTH_KINDS]
-    if not found:
-        return match
-    by_size: dict[str, list[str]] = {}
-    for width in (target.width for target in found):
-        by_size.setdefault(f"{width.size} {UNITS[width.kind]}", []).append(width.name)
-    modules = {module for width in found for module in width.modules}
-    return replace(
-        match,
-        modules=tuple(module for module in match.modules if module in modules),
-        widths=tuple(f"{count}: {', '.join(names)}" for count, names in by_size.items()),
-    )
-
-
 def _treatment(settings: PrunerSettings, target: str) -> str:
     pruned = settings.targets[target]
     granularity = settings.granularity_of(pruned)
     shown = granularity if isinstance(granularity, str) else f"block {list(granularity)}"
     return shown if pruned.sparse_ratio is None else f"{shown}, sparse_ratio {pruned.sparse_ratio:g}"
-
-
-def _plan(key: str, compressor: _Plans[PlanT], model: nn.Module) -> PlanT:
-    """What `compressor` would do, its errors with the keys of the recipe."""
-    try:
-        return on_first_batch(_checked, compressor, model)  # type: ignore[no-any-return]
-    except ConfigError as error:  # a compressor knows its own keys, not where they are written
-        own = error.key is not None and error.key.partition(".")[0] in type(compressor.settings).model_fields
-        raise ConfigError(error.message, key=f"{key}.{error.key}" if own else error.key) from error
-
-
-def _checked(compressor: _Plans[PlanT], model: nn.Module) -> PlanT:
-    try:
-        return compressor.check(model)
-    except JobError as error:  # known before the job begins, so it is the input's
-        raise UserError(str(error)) from error
-
-
-def _quantized(key: str, settings: QuantizerSettings, plan: Plan) -> TargetMatch:
-    counts = {"weight": len(plan.weights), "activation": len(plan.activations), "bias": len(plan.biases)}
-    tensors = tuple(f"{count} {word}{'es' if word == 'bias' else 's'}" for word, count in counts.items() if count)
-    return TargetMatch(key, f"{settings.method} for {settings.backend}", tuple(plan.layers), tensors)
-
-
-def _title(compressor: CompressorSettings) -> str:
-    if isinstance(compressor, PrunerSettings):
-        return f"{compressor.importance.name} pruner"
-    return f"{compressor.method} quantizer"
-
-
-def _needs(stage: RecipeStage) -> tuple[tuple[str, str], ...]:
-    if isinstance(stage.compressor, PrunerSettings):
-        return Pruner.requirements(stage.compressor)
-    if isinstance(stage.compressor, QuantizerSettings):
-        needs = Quantizer.requirements(stage.compressor)
-        if isinstance(stage.settings, QuantizeSettings) and stage.settings.max_accuracy_drop is not None:
-            needs += (("evaluate", "to keep the metric within max_accuracy_drop"),)
-        return needs
-    if isinstance(stage.settings, SensitivitySettings):
-        return requirements(stage.settings)
-    return {
-        "train": (("train", "to train the model"),),
-        "finetune": (("train", "to train the model"),),
-        "evaluate": (("evaluate", "to measure the model"),),
-    }.get(stage.name, ())
-
-
-def _describe(settings: RecipeSettings) -> Iterator[StageCheck]:
-    for stage in settings.stages:
-        given = stage.settings.model_dump(exclude_defaults=True, exclude={"compressor"})
-        words = [f"{name}: {value}" for name, value in given.items()]
-        if isinstance(pruner := stage.compressor, PrunerSettings):
-            words = [
-                f"{pruner.importance.name} importance, {pruner.allocation.name} allocation, {pruner.schedule.name}"
-            ]
-        elif isinstance(quantizer := stage.compressor, QuantizerSettings):
-            words = [f"{quantizer.method} for {quantizer.backend}", *words]
-        yield StageCheck(stage.name, ", ".join(words), _needs(stage))
 
 
 def _has_missing(node: Any) -> bool:

@@ -11,7 +11,7 @@ from nnicompress.api import run_config
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from nnicompress.checks.recipe import CheckReport
+    from nnicompress.checks.outcome import CheckReport
     from nnicompress.report.record import Report
 
 

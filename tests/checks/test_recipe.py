@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnicompress.checks.recipe import CheckReport, check, check_recipe
+from nnicompress.checks.outcome import CheckReport
+from nnicompress.checks.recipe import check, check_recipe
 from nnicompress.config.compose import compose_with_origin
 from nnicompress.errors import InputErrors
 from nnicompress.models.resnet import resnet20
