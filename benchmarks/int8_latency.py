@@ -65,25 +65,35 @@ def quantized(model: nn.Module, inputs: ModelInput, op_types: list[str]) -> nn.M
 
 def compare(name: str, model: nn.Module, inputs: ModelInput, op_types: list[str], seconds: float) -> None:
     """Export both, time both, print both."""
-    first = tuple(x[:1] for x in inputs[0]), {key: x[:1] for key, x in inputs[1].items()}
     with tempfile.TemporaryDirectory() as folder:
         files = {kind: Path(folder) / f"{kind}.onnx" for kind in ("float", "int8")}
         export_onnx(model.eval(), inputs, files["float"])
         export_onnx(quantized(model, inputs, op_types), inputs, files["int8"])
-        calls = {kind: forward_call(OnnxModel(file, threads=1).eval(), first) for kind, file in files.items()}
-        times = measure_calls(calls, warmup=3, repeats=500, seconds=seconds)
+        models = {kind: OnnxModel(file, threads=1).eval() for kind, file in files.items()}
+        times = {}
+        for batch in (1, 8):
+            samples = _samples(inputs, batch)
+            calls = {kind: forward_call(model, samples) for kind, model in models.items()}
+            times[batch] = measure_calls(calls, warmup=3, repeats=500, seconds=seconds)
         coverage = integer_coverage(files["int8"])
         sizes = {kind: file.stat().st_size for kind, file in files.items()}
     print(f"== {name}")
-    for kind, latency in times.items():
-        low, median, high = (1e3 * x for x in (latency.low, latency.median, latency.high))
-        megabytes = sizes[kind] / 1e6
-        print(f"{kind:>6}: {median:7.2f} ms ({low:.2f} to {high:.2f}, {latency.repeats} runs), {megabytes:6.2f} MB")
-    ratio, size = times["int8"].median / times["float"].median, sizes["int8"] / sizes["float"]
-    print(f" ratio: {ratio:.2f} latency, {size:.3f} size")
+    for batch, measured in times.items():
+        for kind, latency in measured.items():
+            low, median, high = (1e3 * x for x in (latency.low, latency.median, latency.high))
+            print(f"batch {batch}, {kind:>5}: {median:7.2f} ms ({low:.2f} to {high:.2f}, {latency.repeats} runs)")
+        print(f" ratio: {measured['int8'].median / measured['float'].median:.2f} latency")
+    print(f" {sizes['int8'] / 1e6:.2f} of {sizes['float'] / 1e6:.2f} MB: {sizes['int8'] / sizes['float']:.3f} size")
     print(f" {coverage.summary}")
     for operator in coverage.weighted_in_float:
         print(f" in float: {operator.name} ({operator.operator}): {operator.reason}")
+
+
+def _samples(inputs: ModelInput, batch: int) -> ModelInput:
+    def repeated(x: Tensor) -> Tensor:
+        return x[:1].expand(batch, *x.shape[1:]).contiguous()
+
+    return tuple(repeated(x) for x in inputs[0]), {key: repeated(x) for key, x in inputs[1].items()}
 
 
 def main() -> None:
@@ -92,10 +102,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = ((torch.randn(2, 3, 224, 224),), {})
-    compare("ResNet-18, 224x224, batch 1", resnet18(), images, ["Conv2d", "Linear"], seconds)
+    compare("ResNet-18, 224x224", resnet18(), images, ["Conv2d", "Linear"], seconds)
     ids = torch.randint(1000, 30000, (2, 128))
     tokens = ((ids, torch.ones_like(ids)), {})
-    compare("MiniLM's size, 128 tokens, batch 1", Encoder(), tokens, ["Linear", "Embedding"], seconds)
+    compare("MiniLM's size, 128 tokens", Encoder(), tokens, ["Linear", "Embedding"], seconds)
 
 
 if __name__ == "__main__":
