@@ -144,6 +144,8 @@ class TrainingLoop:
         model.train()
         loader = self.train_loader(self.seed)
         run.parallel.begin(loader)
+        if at.steps == max_steps and at.batches and at.batches == _length(loader):
+            run.end_epoch(at)  # saved after the last step, which was the epoch's last, too
         while (max_epochs is None or at.epoch < max_epochs) and (max_steps is None or at.steps < max_steps):
             windows = self._windows(loader, at)
             for window in windows:

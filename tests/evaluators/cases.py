@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
+from nnicompress.events import EpochDone, Event, Listener, StepDone
 from nnicompress.trace import trace
 
 NUM_BATCHES = 6
@@ -88,3 +93,49 @@ def assert_equal_weights(found: nn.Module | dict[str, Tensor], expected: nn.Modu
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def assert_cut_between_trainings_changes_nothing(
+    make_model: Callable[[], nn.Module],
+    make_evaluator: Callable[[nn.Module, Listener], Any],
+    steps: int,
+    *,
+    epochs: int,
+) -> None:
+    """Two trainings, the first of which is cut off after its last step, and goes on in a new evaluator.
+
+    Weights, results, and all steps and epochs that are told, `epochs` of them, are as without the cut.
+    """
+
+    class Killed(Exception):
+        pass
+
+    def run(killed: bool) -> tuple[nn.Module, list[Any], list[Event]]:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        model, events, saved = make_model(), list[Event](), list[Any]()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, StepDone | EpochDone):
+                events.append(event)
+            if killed and not saved and isinstance(event, StepDone) and event.step == steps:
+                state = copy.deepcopy((model.state_dict(), evaluator.state_dict()))
+                saved.append(state)
+                raise Killed
+
+        evaluator = make_evaluator(model, listen)
+        with evaluator.bound(model), suppress(Killed):
+            return model, [evaluator.train(max_steps=steps) for _ in range(2)], events
+        torch.manual_seed(99)  # a new process has other random states
+        evaluator = make_evaluator(model, listen)
+        model.load_state_dict(saved[0][0])
+        evaluator.load_state_dict(saved[0][1])
+        with evaluator.bound(model):
+            return model, [evaluator.train(max_steps=steps) for _ in range(2)], events
+
+    (expected, whole, told), (found, results, told_in_parts) = run(False), run(True)
+    assert_equal_weights(found.state_dict(), expected.state_dict())
+    assert results == whole
+    assert told_in_parts == told
+    assert sum(isinstance(event, EpochDone) for event in told) == epochs

@@ -18,9 +18,17 @@ from nnicompress.errors import UserError
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
-from nnicompress.events import Event, StepDone
+from nnicompress.events import Event, Listener, StepDone
 from nnicompress.trace import trace
-from tests.evaluators.cases import assert_equal_weights, make_dataset, make_loader, make_model, training_step, user_loop
+from tests.evaluators.cases import (
+    assert_cut_between_trainings_changes_nothing,
+    assert_equal_weights,
+    make_dataset,
+    make_loader,
+    make_model,
+    training_step,
+    user_loop,
+)
 from tests.evaluators.test_loop import seeded_loader
 
 
@@ -100,6 +108,23 @@ def test_with_adam_and_accumulation() -> None:
     found, _, result = train(seeded_loader, optimizer, None, (weights, state), accumulate=4)
     assert_equal_weights(found, expected)
     assert result == whole and result.steps == 6
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_cut_off_after_the_last_step_the_next_training_is_as_it_would_have_been(steps: int, accumulate: int) -> None:
+    """Be it in the middle of an epoch, or its end, which then is still to be told: 6 batches are an epoch."""
+
+    def evaluator(model: nn.Module, listener: Listener) -> TorchEvaluator:
+        loop = TrainingLoop(globally_shuffled, seed=3, accumulate=accumulate)
+        optimizer = trace(SGD)(model.parameters(), lr=0.1)
+        return TorchEvaluator(
+            loop, optimizer, training_step, evaluating_func=lambda model: model[0].weight.sum(), listener=listener
+        )
+
+    assert_cut_between_trainings_changes_nothing(
+        make_model, evaluator, steps // accumulate, epochs=2 if steps == 6 else 0
+    )
 
 
 def own_loop(model: Any, optimizer: Any, step: Any, scheduler: Any, max_steps: Any, max_epochs: Any) -> None:

@@ -47,6 +47,12 @@ class DataPosition:
             self._set(self.resume["now"])
             self.resume = None
 
+    def finish(self) -> None:
+        """A training that was done when it was saved: what comes after it goes on from the saved states."""
+        if self.resume is not None:
+            self._set(self.resume["now"])
+            self.resume = None
+
     def put_back(self) -> None:
         """After a dry run: the loaders' generators and samplers are as they were before its first epoch."""
         if self._before is not None:
@@ -121,6 +127,7 @@ def replayed(loaders: Any, position: DataPosition, combined_loader: type) -> Any
         mode = "max_size_cycle"
     loader = type("ReplayedLoader", (Replaying, combined_loader), {})(loaders, mode)
     loader.position = position
+    position.loaders = loader.flattened
     return loader
 
 

@@ -78,6 +78,7 @@ class LightningTraining(WatchedFit):
         if not self._started and self.resume:  # nothing was left to do, and no hook was called
             self.listener(TrainingStarted(self.session.steps))
             self._tell_of_epoch()
+            self.position.finish()
             self._at_end = {**self.resume, **self.record.state_dict(), "ended": None}
         self.listener(TrainingFinished(self.session.steps))
         return self.record.result(self.session.steps), self._check_steps(self.session.steps)

@@ -17,14 +17,15 @@ from pytorch_lightning.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from nnicompress.errors import UserError
-from nnicompress.events import EpochDone, Event, StepDone, TrainingFinished, TrainingStarted
+from nnicompress.events import EpochDone, Event, Listener, StepDone, TrainingFinished, TrainingStarted
 from nnicompress.trace import trace
-from tests.evaluators.cases import assert_equal_weights, make_dataset
+from tests.evaluators.cases import assert_cut_between_trainings_changes_nothing, assert_equal_weights, make_dataset
 from tests.evaluators.lightning.cases import Net, make_evaluator, make_trainer, ordered
 from tests.evaluators.lightning.test_train import TwoOptimizers
 from tests.evaluators.test_loop import seeded_loader
@@ -231,6 +232,17 @@ def test_a_training_that_is_done_goes_on_where_it_ended(asked: int) -> None:
     found, result = run(asked)
     assert result == whole and result.steps == 14 and len(result.metrics) == 2
     assert_equal_weights(found, expected)
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("steps", [5, 6])
+def test_cut_off_after_the_last_step_the_next_training_is_as_it_would_have_been(
+    steps: int, data: Callable[[], Any]
+) -> None:
+    def evaluator(model: nn.Module, listener: Listener) -> Any:
+        return make_evaluator(make_trainer(), data(), listener=listener)
+
+    assert_cut_between_trainings_changes_nothing(Net, evaluator, steps, epochs=2 if steps == 6 else 0)
 
 
 @pytest.mark.parametrize("loader", [lambda: seeded_loader(3, 48), globally_shuffled])

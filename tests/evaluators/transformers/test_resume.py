@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback
 from nnicompress.errors import UserError
 from nnicompress.events import EpochDone, Event, Listener, StepDone
 from nnicompress.trace import trace
-from tests.evaluators.cases import assert_equal_weights
+from tests.evaluators.cases import assert_cut_between_trainings_changes_nothing, assert_equal_weights
 from tests.evaluators.transformers.cases import Rows, make_bert, make_evaluator
 
 
@@ -163,6 +163,16 @@ def test_a_later_training_goes_on_as_that_one() -> None:
     found, _, result = train(noisy(), None, states[1])
     assert_equal_weights(found, expected)
     assert result == whole
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_cut_off_after_the_last_step_the_next_training_is_as_it_would_have_been(steps: int) -> None:
+    """5 batches are an epoch."""
+
+    def evaluator(model: Any, listener: Listener) -> Any:
+        return noisy().evaluator(listener)
+
+    assert_cut_between_trainings_changes_nothing(make_bert, evaluator, steps, epochs=2 if steps == 5 else 0)
 
 
 def test_a_state_of_another_optimizer_is_told() -> None:
