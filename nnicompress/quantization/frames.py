@@ -56,7 +56,7 @@ class Frames(TorchFunctionMode):
         super().__init__()
         self._running: list[_Frame] = []
         self._instead: WeakTensorKeyDictionary | None = None
-        """Within a forward: a tensor that a call wrote into -> its quantized values, which all who read it get.
+        """A tensor that a call of this forward wrote into -> its quantized values, which all who read it get.
 
         They can't be written into the tensor itself: the call's own backward may need what it left there.
         """
@@ -83,7 +83,6 @@ class Frames(TorchFunctionMode):
         """A module's forward begins."""
         self._running.append(_Frame(module, quantizers, numbers))
         if len(self._running) == 1:
-            self._instead = WeakTensorKeyDictionary()
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, output: Any) -> Any:
@@ -102,11 +101,11 @@ class Frames(TorchFunctionMode):
     ) -> Any:
         args, kwargs = self._as_quantized((args, kwargs or {}))
         frame = self._running[-1]
-        if not counts(args, kwargs):
+        if not frame.quantizers or not counts(args, kwargs):
             return func(*args, **kwargs)
         name = call_name(func)
         number = frame.number(name)
-        if not frame.quantizers or number is None:
+        if number is None:
             return func(*args, **kwargs)
         place = f"{name}_{number}"
         found = [frame.quantizers.get(f"{place}/input_{i}") for i in range(_most_operands(name, args, kwargs))]
@@ -118,18 +117,19 @@ class Frames(TorchFunctionMode):
         result = func(*args, **kwargs) if inner is None else attention(*args, probabilities=inner, **kwargs)
         quantized = self._quantized(result, place, frame.quantizers)
         if quantized is not result and (written := written_by(func, args, kwargs, result)) is not None:
-            assert self._instead is not None
+            if self._instead is None:
+                self._instead = WeakTensorKeyDictionary()
             self._instead[written] = quantized
         return quantized
 
     def _as_quantized(self, values: Any) -> Any:
         """`values` with what they have instead of tensors that were written into."""
-        if not self._instead or not any(tensor in self._instead for tensor in tensors_of(values)):
+        if self._instead is None or not any(tensor in self._instead for tensor in tensors_of(values)):
             return values
         return tree_map_only(Tensor, self._newest, values)
 
     def _newest(self, tensor: Tensor) -> Tensor:
-        while self._instead and tensor in self._instead:
+        while self._instead is not None and tensor in self._instead:
             tensor = self._instead[tensor]
         return tensor
 

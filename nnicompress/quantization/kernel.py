@@ -7,8 +7,9 @@
     dx = dy where quant_min <= q <= quant_max, else 0
 
 torch's own operators do this one element after the other and keep a mask for the backward. Compiled by Inductor it is
-vectorised, and the backward computes the mask again from x. As both give the same numbers, a run may go from one to the
-other at any moment, and a resumed one, too. They differ where torch's conversion to an integer is undefined: a NaN
+vectorised, and the backward computes the mask again from x, or passes the gradient as it is where the forward clipped
+nothing (a weight within its own range). As both give the same numbers, a run may go from one to the other at any
+moment, and a resumed one, too. They differ where torch's conversion to an integer is undefined: a NaN
 stays NaN here, and what is beyond 2^63 steps is clipped to its own side.
 """
 
@@ -34,6 +35,7 @@ from nnicompress.errors import JobError
 from nnicompress.events import Listener, Note, silent
 
 Mode = Literal["auto", "always", "never"]
+Kernel = Callable[..., tuple[Tensor, ...]]
 
 SMALL = 65536
 """Below so many elements the call costs more than the work: torch's own operator is quicker."""
@@ -252,14 +254,19 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], axis: int | None) 
     return None
 
 
-def _forward(x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _forward(
+    x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The result, and whether all of `x` is inside: then the backward has nothing to do."""
     q = torch.round(x.float() * inverse) + zero_point
-    return ((q.clamp(low, high) - zero_point) * scale).to(x.dtype)
+    return ((q.clamp(low, high) - zero_point) * scale).to(x.dtype), ((q >= low) & (q <= high)).all()
 
 
-def _backward(gradient: Tensor, x: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _backward(
+    gradient: Tensor, x: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor]:
     q = torch.round(x.float() * inverse) + zero_point
-    return gradient * ((q >= low) & (q <= high))
+    return (gradient * ((q >= low) & (q <= high)),)
 
 
 class _Kernels:
@@ -270,7 +277,7 @@ class _Kernels:
     """
 
     def __init__(self) -> None:
-        self.made: dict[tuple[str, torch.dtype], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {}
+        self.made: dict[tuple[str, torch.dtype], tuple[Kernel, Kernel]] = {}
         self.failure: str | None = None
         """Why compiling failed; then torch's own operators are used for the rest of the process."""
         self._lock = threading.RLock()
@@ -291,7 +298,7 @@ class _Kernels:
 _KERNELS = _Kernels()
 
 
-def _compile(kind: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def _compile(kind: str, dtype: torch.dtype) -> tuple[Kernel, Kernel]:
     # No size of 0 or 1, and no tensor twice: Dynamo would take either for a property of all calls.
     shape = {"flat": (67,), "rows": (5, 67), "columns": (5, 67)}[kind]
     x, gradient = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
@@ -305,7 +312,7 @@ def _compile(kind: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Call
         )
 
 
-def _compiled(function: Callable[..., Tensor], example: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def _compiled(function: Kernel, example: tuple[Tensor, ...]) -> Kernel:
     """What Inductor makes of `function`, without what Dynamo does at each call, which may take as long as the work.
 
     Dynamo's guards ask for nothing that a layout doesn't see to: element type, contiguity, sizes above 1. The order of
@@ -341,8 +348,8 @@ def _compiled(function: Callable[..., Tensor], example: tuple[Tensor, ...]) -> C
         graph.current_callable = code
     places = [_place(argument, example) for argument in seen]
 
-    def call(*tensors: Tensor) -> Tensor:
-        result: Tensor = code([tensors[i] if dim is None else tensors[i].shape[dim] for i, dim in places])[0]
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = code([tensors[i] if dim is None else tensors[i].shape[dim] for i, dim in places])
         return result
 
     return call
@@ -359,7 +366,7 @@ def _place(argument: Any, example: tuple[Tensor, ...]) -> tuple[int, int | None]
     raise JobError(f"Inductor's code takes an argument that is none of the kernel's: {argument!r}")
 
 
-def _copy_of(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+def _copy_of(function: Kernel, name: str) -> Kernel:
     assert isinstance(function, FunctionType)
     return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
@@ -404,21 +411,25 @@ class _Compiled(torch.autograd.Function):
             _bounds(quant_min, quant_max),
         )
         inverse = scale.reciprocal()
-        ctx.layout, ctx.bounds = layout, bounds
-        ctx.save_for_backward(x, inverse, zero_point)
         forward, _ = _KERNELS.made[layout.kind, x.dtype]
         with _no_autocast():
-            return layout.back(forward(_bare(layout.of(x)), scale, inverse, zero_point, *bounds), x)
+            result, inside = forward(_bare(layout.of(x)), scale, inverse, zero_point, *bounds)
+        ctx.layout, ctx.bounds, ctx.inside = layout, bounds, bool(inside)
+        if not ctx.inside:
+            ctx.save_for_backward(x, inverse, zero_point)
+        return layout.back(result, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.inside:
+            return gradient, None, None, None, None, None
         x, inverse, zero_point = _saved(ctx)
         layout: _Layout = ctx.layout
         others = (inverse, zero_point, *ctx.bounds)
         if torch.is_grad_enabled() or not _is_plain(gradient):  # somebody differentiates the backward, or traces it
-            result = _backward(layout.of(gradient), layout.of(x), *others)
+            (result,) = _backward(layout.of(gradient), layout.of(x), *others)
         else:
             _, backward = _KERNELS.made[layout.kind, x.dtype]
             with _no_autocast():
-                result = backward(_bare(layout.of(gradient)), _bare(layout.of(x)), *others)
+                (result,) = backward(_bare(layout.of(gradient)), _bare(layout.of(x)), *others)
         return layout.back(result, x), None, None, None, None, None

@@ -168,6 +168,35 @@ def test_a_scale_that_changes_before_the_backward_changes_no_gradient(kernels: N
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(wanted.sum(), x)[0])
 
 
+def test_a_gradient_passes_as_it_is_only_where_nothing_was_clipped(
+    kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One element outside, wherever it lies, is found: none is taken for the tail of a vector."""
+    backwards: list[str] = []
+    for key in [(kind, torch.float32) for kind in ("flat", "rows", "columns")]:
+        assert kernel._KERNELS.ready(*key)
+        forward, backward = kernel._KERNELS.made[key]
+
+        def spy(*tensors: Tensor, kind: str = key[0], original: kernel.Kernel = backward) -> tuple[Tensor, ...]:
+            backwards.append(kind)
+            return original(*tensors)
+
+        monkeypatch.setitem(kernel._KERNELS.made, key, (forward, spy))
+    scale, zero_point = torch.linspace(0.5, 1, 97), torch.arange(97, dtype=torch.int32) % 3
+    for axis in (None, 0, 1):
+        own = (scale[0], zero_point[0]) if axis is None else (scale, zero_point)
+        inside = values((97, 97)).clamp(-3, 3)
+        assert_equal(inside, *own, (-8, 9), axis)
+        assert not backwards
+        for place in (0, 4_500, 97 * 97 - 1):
+            for value in (1e3, -1e3):
+                x = inside.clone()
+                x.view(-1)[place] = value
+                assert_equal(x, *own, (-8, 9), axis)
+                assert backwards == [{None: "flat", 0: "rows", 1: "columns"}[axis]]
+                backwards.clear()
+
+
 def test_the_backward_can_be_differentiated(kernels: None) -> None:
     results = []
     for function in (fake_quantize, by_torch):
@@ -272,7 +301,7 @@ def test_threads_and_a_forked_process_compute_the_same(kernels: None) -> None:
 
 
 def test_a_compiler_that_fails_leaves_the_work_to_torch(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:
-    def fail(kind: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    def fail(kind: str, dtype: torch.dtype) -> tuple[kernel.Kernel, kernel.Kernel]:
         raise RuntimeError("no space left\non the device")
 
     monkeypatch.setattr(kernel, "_KERNELS", kernel._Kernels())
