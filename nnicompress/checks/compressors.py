@@ -28,7 +28,7 @@ from nnicompress.pruning import plan as pruning_plan
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import WIDTH_KINDS, PrunerSettings
 from nnicompress.quantization.lowering import NO_BLOCKS
-from nnicompress.quantization.placement import Plan
+from nnicompress.quantization.plan import Plan
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
 

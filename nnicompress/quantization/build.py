@@ -11,7 +11,7 @@ from nnicompress.quantization.fake_quantizer import BiasQuantizer, FakeQuantizer
 from nnicompress.quantization.fixed import BinaryActivations, BinaryWeights, DoReFaActivations, DoReFaWeights
 from nnicompress.quantization.learned import LearnedQuantizer
 from nnicompress.quantization.observers import RangeObserver
-from nnicompress.quantization.placement import ActivationPlace, Plan, WeightPlace
+from nnicompress.quantization.plan import ActivationPlace, Plan, WeightPlace
 from nnicompress.quantization.settings import TRAINABLE_OBSERVERS, QuantizerSettings
 
 

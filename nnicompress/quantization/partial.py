@@ -9,7 +9,8 @@ from torch import nn
 
 from nnicompress.pruning.targets import select_modules
 from nnicompress.quantization.calls import ATTENTION, MATMULS
-from nnicompress.quantization.placement import Plan, make_plan
+from nnicompress.quantization.placement import make_plan
+from nnicompress.quantization.plan import Plan
 from nnicompress.quantization.record import Call, Recorded
 from nnicompress.quantization.result import QuantizationResult
 from nnicompress.quantization.settings import FUNCTIONS, QuantizerSettings

@@ -8,21 +8,19 @@ linear layers they stand beside layer norms, which run in float anyway.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from torch import nn
 
-from nnicompress.errors import ConfigError, UserError, did_you_mean
-from nnicompress.pruning.targets import select_modules
-from nnicompress.quantization import calls
+from nnicompress.errors import ConfigError, UserError
 from nnicompress.quantization.calls import ACTIVATIONS, ATTENTION, JOINS, MATMULS, PASSING
 from nnicompress.quantization.modules import CONVOLUTIONS, SWAPS, TRANSPOSED, channel_axis
+from nnicompress.quantization.plan import ActivationPlace, BiasPlace, Plan, WeightPlace
 from nnicompress.quantization.profiles import Profile, profile_of
 from nnicompress.quantization.record import Call, Recorded, Value
 from nnicompress.quantization.scheme import PER_TENSOR, Scheme
+from nnicompress.quantization.selection import num_inputs, select
 from nnicompress.quantization.settings import (
     FUNCTIONS,
     QuantizationTargetSettings,
@@ -35,83 +33,31 @@ LAYER_FUNCTIONS = frozenset({
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding",
 })  # fmt: skip
 """Functions that compute what a layer does."""
-NOT_QUANTIZED = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear)
-"""Layers with weights that there are no quantized classes for."""
 INSIDE_ATTENTION = {
     "query": "_input_0", "key": "_input_1", "value": "_input_2", "probabilities": "_input_0", "context": "_input_0",
 }  # fmt: skip
 """What is multiplied inside nn.MultiheadAttention -> the input that it is quantized with."""
 
 
-@dataclass(frozen=True)
-class WeightPlace:
-    """A parameter: `module/weight`."""
-
-    module: str
-    parameter: str
-    scheme: Scheme
-    settings: QuantizationTensorSettings
-    batch_norm: str | None = None
-    """The batch norm that runs right behind, which becomes part of the weight in a runtime."""
-
-    @property
-    def place(self) -> str:
-        """As in results."""
-        return f"{self.module}/{self.parameter.replace('.', '_')}"
-
-
-@dataclass(frozen=True)
-class ActivationPlace:
-    """A value: `module/output_0`, `frame/add_0/input_1`."""
-
-    place: str
-    scheme: Scheme
-    settings: QuantizationTensorSettings
-    shape: tuple[int, ...]
-    """Of the example."""
-
-
-@dataclass(frozen=True)
-class BiasPlace:
-    """A bias: int32 at the scale of its layer's input times that of its weight."""
-
-    module: str
-    input: str
-    """The input's place."""
-
-
-@dataclass
-class Plan:
-    """Everything that is to be quantized, and the selected modules that stay in float, one line each."""
-
-    weights: list[WeightPlace] = field(default_factory=list)
-    activations: dict[str, ActivationPlace] = field(default_factory=dict)
-    biases: list[BiasPlace] = field(default_factory=list)
-    unquantized: list[str] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
-    """The selected modules that are quantized, in the model's order."""
-    inputs: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """The places of a layer's input, of all its runs."""
-
-
 def make_plan(model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> Plan:
     """Place what `settings` ask for on the recorded forward.
 
     Raises:
-        ConfigError: selectors that match nothing, a module that nothing can quantize, chains that do not follow each
-            other, or what the backend does not run in integers.
+        ConfigError: what `select` refuses, scales along an axis that a value has not, or what the backend does not run
+            in integers.
+        UserError: nothing is quantized.
     """
     return _Placement(model, settings, recorded).run()
 
 
 class _Placement:
     def __init__(self, model: nn.Module, settings: QuantizerSettings, recorded: Recorded) -> None:
-        self.model, self.settings, self.recorded = model, settings, recorded
+        self.settings, self.recorded = settings, recorded
         self.profile: Profile = profile_of(settings)
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
-        self.plan = Plan()
-        self.excluded: set[str] = set()
-        self.targets = self._targets()
+        selection = select(model, settings, recorded)
+        self.targets, self.excluded = selection.targets, selection.excluded
+        self.plan = Plan(unquantized=list(selection.unquantized))
         self.functions = FUNCTIONS if settings.functions is None else settings.functions
         self.runs: dict[str, list[Call]] = defaultdict(list)
         for call in recorded.calls:
@@ -127,7 +73,7 @@ class _Placement:
     def run(self) -> Plan:
         for call in self.recorded.calls:
             if call.leaf is not None and call.leaf in self.targets:
-                self._layer(call, *self.targets[call.leaf])
+                self._layer(call, call.leaf, self.targets[call.leaf][1])
             elif call.leaf is None and call.name in self.functions and not self._is_excluded(call.frame):
                 self._function(call)
             if self._carries_on(call):
@@ -141,7 +87,7 @@ class _Placement:
         self.plan.unquantized += self._products_of_weights()
         for name in self.targets:
             if name not in ran:
-                self.plan.unquantized.append(f"{name}: {self._why_it_did_not_run(name)}")
+                self.plan.unquantized.append(f"{name}: the forward in evaluation mode does not run it")
         if not self.plan.weights and not self.plan.activations:
             reasons = "; ".join(self.plan.unquantized[:3]) or "no selected tensor is in the forward"
             raise UserError(f"nothing is quantized: {reasons}")
@@ -149,134 +95,14 @@ class _Placement:
 
     # ---------------------------------------------------------------------------------------------------------- layers
 
-    def _targets(self) -> dict[str, tuple[str, QuantizationTargetSettings]]:
-        """Module -> the last target that selects it."""
-        found: dict[str, tuple[str, QuantizationTargetSettings]] = {}
-        inside = {f"{n}.out_proj" for n, m in self.modules.items() if isinstance(m, nn.MultiheadAttention)}
-        for name, target in self.settings.targets.items():
-            key = f"targets.{name}"
-            selected, excluded = select_modules(self.model, target, key=key)
-            self.excluded |= excluded
-            known: set[str] = set()
-            for module in selected:
-                if module not in inside and self._is_usable(module, target, key):
-                    self._check_scheme(module, target, key)
-                    arguments = list(inspect.signature(self.modules[module].forward).parameters)
-                    known.update(arguments)
-                    found[module] = (name, target.numbered(arguments))
-            if unknown := sorted(target.arguments - known):
-                near = did_you_mean(unknown[0], known) or f"; they have {', '.join(sorted(known))}"
-                where = "target_names" if f"_input_{unknown[0]}" in (target.target_names or ()) else "target_settings"
-                raise ConfigError(f"no selected module takes an input {unknown[0]!r}{near}", key=f"{key}.{where}")
-            self._check_inputs(target, [n for n in selected if n in found and found[n][0] == name], key)
-            self._check_chains(target, key)
-        return found
-
-    def _check_inputs(self, target: QuantizationTargetSettings, names: list[str], key: str) -> None:
-        """Each input that is asked for is one that a selected module has."""
-        counts = {type(self.modules[name]): self._num_inputs(name) for name in names}
-        asked = {name: "target_settings" for name in target.target_settings} | {
-            name: "target_names" for name in target.target_names or ()
-        }
-        for name, where in asked.items():
-            wanted = name.removeprefix("_input_")
-            if wanted == name or not wanted or not counts:
-                continue
-            indices = [_index(wanted, self.modules[module]) for module in names]
-            if not any(i is not None and i < self._num_inputs(n) for i, n in zip(indices, names, strict=True)):
-                have = ", ".join(f"{cls.__name__} has {n} input{'s' * (n > 1)}" for cls, n in counts.items())
-                raise ConfigError(f"{name} is no input that is quantized: {have}", key=f"{key}.{where}")
-
-    def _num_inputs(self, name: str) -> int:
-        """How many of the module's inputs can be quantized, from the first on."""
-        return 3 if isinstance(self.modules[name], nn.MultiheadAttention) else 1
-
-    def _is_usable(self, name: str, target: QuantizationTargetSettings, key: str) -> bool:
+    def _layer(self, call: Call, name: str, target: QuantizationTargetSettings) -> None:
         module = self.modules[name]
-        if type(module) in SWAPS:
-            why = self._no_kernel(module) or _unusual_attention(module)
-            if why is None:
-                return True
-            if target.selects and self._no_kernel(module):
-                raise ConfigError(f"{name}: {why}; exclude it, or set backend: none", key=key)
-        elif isinstance(module, tuple(SWAPS)):
-            inherited = any(type(module).forward is plain.forward for plain in SWAPS)
-            own = "and only exact types are quantized" if inherited else "with a forward of its own"
-            why = f"{type(module).__name__} is a subclass{',' if inherited else ''} {own}"
-        elif not target.selects:
-            if not isinstance(module, NOT_QUANTIZED):
-                return False
-            why = f"there is no quantized {type(module).__name__}"
-        elif calls.is_leaf(module) and not list(module.parameters(recurse=False)):
-            if target.target_names is not None and not target.names("weight"):
-                return True
-            raise ConfigError(
-                f"{name} is {type(module).__name__}, which has no weight; give target_names: [_output_]", key=key
-            )
-        else:
-            known = ", ".join(cls.__name__ for cls in SWAPS)
-            raise ConfigError(f"{name} is {type(module).__name__}, and there are quantized {known}", key=key)
-        self.plan.unquantized.append(f"{name}: {why}")
-        return False
-
-    def _no_kernel(self, module: nn.Module) -> str | None:
-        if self.settings.backend == "onnxruntime_x86" and isinstance(module, TRANSPOSED):
-            return f"onnxruntime_x86 has no integer kernel for {type(module).__name__}"
-        return None
-
-    def _check_scheme(self, name: str, target: QuantizationTargetSettings, key: str) -> None:
-        module = self.modules[name]
-        if type(module) not in SWAPS or not target.names("weight"):
-            return
-        parameter = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        shape = self._parameter(name, module, parameter).shape
-        scheme = self.profile.weight_scheme(target.of_tensor("weight"), module, channel_axis(module))
-        granularity_key = f"{key}.{target.key_of('weight', 'granularity')}"
-        try:
-            scheme.shape(shape)
-        except ValueError as error:
-            raise ConfigError(f"{name}.{parameter}: {error}", key=granularity_key) from error
-        axis, block_size = scheme.granularity.axis, scheme.granularity.block_size
-        if axis is not None and block_size is not None and shape[axis] > block_size and shape[axis] % block_size:
-            raise ConfigError(
-                f"{name}.{parameter}: a block of {block_size} does not divide the {shape[axis]} along axis {axis}",
-                key=granularity_key,
-            )
-        if self.settings.backend != "onnxruntime_x86":
-            return
-        if not scheme.symmetric:
-            raise ConfigError(
-                f"onnxruntime_x86 runs {name} in integers with symmetric weights; give weight quant_scheme: symmetric "
-                "in target_settings",
-                key=key,
-            )
-        if axis not in (None, channel_axis(module)):
-            raise ConfigError(
-                f"onnxruntime_x86 runs {name} in integers with one scale an output channel, axis "
-                f"{channel_axis(module)} of its weight, or one for all; use granularity: channel, or backend: none",
-                key=granularity_key,
-            )
-
-    def _check_chains(self, target: QuantizationTargetSettings, key: str) -> None:
-        makers = {call.leaf: call for call in self.recorded.calls if call.leaf is not None}
-        for chain in target.fuse_names:
-            for name in chain:
-                if name not in self.modules:
-                    raise ConfigError(f"no module named {name!r}", key=f"{key}.fuse_names")
-            for before, after in zip(chain, chain[1:], strict=False):
-                reader = makers.get(after)
-                if reader is None or not any(v.maker is not None and v.maker.leaf == before for v in reader.inputs):
-                    raise ConfigError(f"{after} does not read what {before} makes", key=f"{key}.fuse_names")
-
-    def _layer(self, call: Call, target_name: str, target: QuantizationTargetSettings) -> None:
-        assert call.leaf is not None
-        name, module = call.leaf, self.modules[call.leaf]
         if name not in self.plan.layers:
             self.plan.layers.append(name)
             self._weights(name, module, target, call)
         if isinstance(module, nn.Embedding):
             return
-        for index, value in enumerate(call.inputs[: self._num_inputs(name)]):
+        for index, value in enumerate(call.inputs[: num_inputs(module)]):
             if target.names(f"_input_{index}"):
                 place = self._need(value, call, index, target.of_tensor(f"_input_{index}"), reads=True)
                 if index == 0 and place is not None:
@@ -298,17 +124,6 @@ class _Placement:
         for parameter in parameters:
             scheme = self.profile.weight_scheme(asked, module, channel_axis(module))
             self.plan.weights.append(WeightPlace(name, parameter, scheme, asked, self._batch_norm_behind(call)))
-
-    def _parameter(self, name: str, module: nn.Module, parameter: str) -> nn.Parameter:
-        owner, _, leaf = parameter.rpartition(".")
-        found = getattr(module.get_submodule(owner), leaf)
-        if not isinstance(found, nn.Parameter):
-            raise UserError(
-                f"{name}.{parameter} is computed in each forward (by weight_norm, spectral_norm or another "
-                "parametrization); make it a parameter first (torch.nn.utils.parametrize.remove_parametrizations, "
-                "remove_weight_norm), or leave the layer out with exclude_op_names"
-            )
-        return found
 
     def _bias(self, name: str, target: QuantizationTargetSettings) -> None:
         module, inputs = self.modules[name], self.plan.inputs.get(name, ())
@@ -549,17 +364,6 @@ class _Placement:
         """A Sequential runs its children, so it can't have one that is no part of its forward."""
         return not isinstance(self.modules[frame], (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
-    def _why_it_did_not_run(self, name: str) -> str:
-        return "the forward in evaluation mode does not run it"
-
-
-def _index(wanted: str, module: nn.Module) -> int | None:
-    """The number of the argument `wanted`, which is given by number or by name."""
-    if wanted.isdigit():
-        return int(wanted)
-    arguments = list(inspect.signature(module.forward).parameters)
-    return arguments.index(wanted) if wanted in arguments else None
-
 
 def _makers(call: Call) -> Iterable[Call]:
     return (value.maker for value in call.inputs if value.maker is not None)
@@ -567,13 +371,3 @@ def _makers(call: Call) -> Iterable[Call]:
 
 def _readers(call: Call) -> Iterable[Call]:
     return (reader for value in call.outputs for reader in value.readers)
-
-
-def _unusual_attention(module: nn.Module) -> str | None:
-    if not isinstance(module, nn.MultiheadAttention):
-        return None
-    if not module._qkv_same_embed_dim:
-        return "keys or values have another width than queries"
-    if module.bias_k is not None or module.add_zero_attn:
-        return "bias_k and add_zero_attn are not quantized"
-    return None

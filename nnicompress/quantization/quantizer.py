@@ -32,7 +32,8 @@ from nnicompress.quantization.modes import refuse_checkpointed, training_numbers
 from nnicompress.quantization.modules import CONVOLUTIONS
 from nnicompress.quantization.observers import commit
 from nnicompress.quantization.parameters import fold_factor
-from nnicompress.quantization.placement import BATCH_NORMS, Plan, WeightPlace, make_plan
+from nnicompress.quantization.placement import BATCH_NORMS, make_plan
+from nnicompress.quantization.plan import Plan, WeightPlace
 from nnicompress.quantization.record import record
 from nnicompress.quantization.result import QuantizationResult, QuantizedTensor
 from nnicompress.quantization.scheme import Scheme

@@ -13,7 +13,8 @@ from nnicompress.models.resnet import BasicBlock
 from nnicompress.quantization.attach import Attached
 from nnicompress.quantization.build import build_quantizers
 from nnicompress.quantization.modules import SWAPS
-from nnicompress.quantization.placement import Plan, make_plan
+from nnicompress.quantization.placement import make_plan
+from nnicompress.quantization.plan import Plan
 from nnicompress.quantization.record import record
 from nnicompress.quantization.scheme import Granularity
 from nnicompress.quantization.settings import QuantizerSettings
