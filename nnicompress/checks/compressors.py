@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from nnicompress.config.schema import RecipeSettings, RecipeStage
 from nnicompress.data.roles import Data
 from nnicompress.engines import EvaluatorFactory
 from nnicompress.errors import ConfigError, JobError, UserError
+from nnicompress.evaluators.contract import Evaluator
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.settings import EvaluatorSettings
 from nnicompress.events import silent
@@ -31,8 +33,10 @@ from nnicompress.quantization.lowering import NO_BLOCKS
 from nnicompress.quantization.plan import Plan
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.quantization.settings import QuantizerSettings
+from nnicompress.settings import Settings
 
 PlanT = TypeVar("PlanT", covariant=True)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def check_pruners(
@@ -44,16 +48,8 @@ def check_pruners(
     targets: tuple[TargetMatch, ...],
 ) -> tuple[TargetMatch, ...]:
     """Each pruner finds what it is asked for; `targets` with the widths that they come to."""
-    factory = EvaluatorFactory(settings, blueprint, FewBatches(data))
-    for stage in settings.stages:
-        if not isinstance(stage.compressor, PrunerSettings) or findings.errors:
-            continue
-        evaluator = findings.attempt("evaluator", factory.of_stage(stage.name), silent)
-        if evaluator is not None:
-            key = stage.compressor_key or "compressor"
-            plan = findings.attempt(key, _plan, key, Pruner(stage.compressor, evaluator), model)
-            if plan is not None:
-                targets = tuple(_with_widths(match, key, stage.compressor, plan) for match in targets)
+    for key, pruner, plan in _planned(findings, blueprint, settings, model, data, PrunerSettings, Pruner):
+        targets = tuple(_with_widths(match, key, pruner, plan) for match in targets)
     return targets
 
 
@@ -66,20 +62,38 @@ def check_quantizers(
     data: Data,
 ) -> tuple[TargetMatch, ...]:
     """Each quantizer finds a place for all that it is asked for, and the runtime can run that in integers."""
+    if findings.errors:
+        return ()
     found = []
+    for key, quantizer, plan in _planned(findings, blueprint, settings, model, data, QuantizerSettings, Quantizer):
+        _blocks_in_files(findings, resolved, settings, plan)
+        found.append(_quantized(key, quantizer, plan))
+    for stage in settings.stages:
+        if isinstance(stage.compressor, QuantizerSettings):
+            _is_simulated(findings, settings, stage, stage.compressor, data)
+    return tuple(found)
+
+
+def _planned(
+    findings: Findings,
+    blueprint: Blueprint,
+    settings: RecipeSettings,
+    model: nn.Module,
+    data: Data,
+    kind: type[SettingsT],
+    compressor: Callable[[SettingsT, Evaluator], _Plans[PlanT]],
+) -> Iterator[tuple[str, SettingsT, PlanT]]:
+    """Of each stage with a compressor of this kind: its key, its settings, and what it would do; up to an error."""
     factory = EvaluatorFactory(settings, blueprint, FewBatches(data))
     for stage in settings.stages:
-        if not isinstance(stage.compressor, QuantizerSettings) or findings.errors:
+        own, key = stage.compressor, stage.compressor_key or "compressor"
+        if not isinstance(own, kind) or findings.errors:
             continue
         evaluator = findings.attempt("evaluator", factory.of_stage(stage.name), silent)
         if evaluator is not None:
-            key = stage.compressor_key or "compressor"
-            _is_simulated(findings, settings, stage, stage.compressor, data)
-            plan = findings.attempt(key, _plan, key, Quantizer(stage.compressor, evaluator), model)
+            plan = findings.attempt(key, _plan, key, compressor(own, evaluator), model)
             if plan is not None:
-                _blocks_in_files(findings, resolved, settings, plan)
-                found.append(_quantized(key, stage.compressor, plan))
-    return tuple(found)
+                yield key, own, plan
 
 
 def _is_simulated(
