@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nnicompress.errors import did_you_mean
 from nnicompress.sensitivity.settings import SensitivitySettings
@@ -107,6 +107,13 @@ class EvaluateSettings(Settings):
     max_deployed_gap: float | None = Field(default=0.01, ge=0)
     """Most by which the metric of an exported file may differ from that of the model it was made of, in the metric's
     own unit; a larger difference fails the run. null: any difference is reported and passes."""
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _some(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value == ():
+            raise ValueError("latency needs at least one batch size; null: 1 and the recipe's own")
+        return value
 
 
 class RuntimeSettings(Settings):

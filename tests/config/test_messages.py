@@ -72,10 +72,15 @@ def test_a_wrong_override_is_one_line(overrides: list[str], line: str) -> None:
             "compressor.targets.convs: unknown key 'sparse_ratoi'; did you mean 'sparse_ratio' or 'min_sparse_ratio' "
             "or 'max_sparse_ratio'? (command line)",
         ),
+        (
+            "stages.evaluate.batch_sizes=[]",
+            "stages.evaluate.batch_sizes: latency needs at least one batch size; null: 1 and the recipe's own "
+            "(command line)",
+        ),
         ("model.zoom=2", "model: nnicompress.models.resnet.resnet20 takes no 'zoom'"),
     ],
 )
-def test_a_wrong_key_below_a_right_one_is_told_by_the_schema(override: str, line: str) -> None:
+def test_a_wrong_key_or_value_below_a_right_one_is_told_by_the_schema(override: str, line: str) -> None:
     with pytest.raises(InputErrors) as caught:
         check_recipe([TAYLOR, override])
     assert str(caught.value).startswith(line)
