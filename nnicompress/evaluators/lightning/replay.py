@@ -44,8 +44,7 @@ class DataPosition:
     def set_now(self) -> None:
         """A training that is resumed between two epochs goes on from the saved states."""
         if self.resume is not None and not self.resume["batches"]:
-            self._set(self.resume["now"])
-            self.resume = None
+            self.finish()
 
     def finish(self) -> None:
         """A training that was done when it was saved: what comes after it goes on from the saved states."""
