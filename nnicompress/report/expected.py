@@ -15,7 +15,7 @@ def summary_numbers(
     """Final against baseline, by the names of `expected:`; None where something was not measured.
 
     Accuracy and latency are the first exported file's where one was measured, each compared with the baseline in
-    the same runtime; else the eager model's. Latency is taken at the recipe's batch size, or at the largest measured.
+    the same runtime; else the eager model's. Latency is that of `compared_latency`.
     """
     first, last = phases[0], phases[-1]
     artifact = next((a for a in artifacts if a.accuracy is not None or a.latency), None)
@@ -23,19 +23,34 @@ def summary_numbers(
     accuracy = last.accuracy if served is None else served
     start = artifact.baseline_accuracy if artifact and artifact.baseline_accuracy is not None else first.accuracy
     drop = None if accuracy is None or start is None else (start - accuracy) * (1 if mode == "max" else -1)
-    if artifact and artifact.latency and artifact.baseline_latency:
-        latency = _latency_ratio(artifact.latency, artifact.baseline_latency, batch_size)
-    else:
-        latency = _latency_ratio(last.latency, first.latency, batch_size)
+    latency = compared_latency(phases, artifacts, batch_size)
     return {
         "accuracy": accuracy,
         "accuracy_drop": drop,
         "params_ratio": _ratio(last.parameters, first.parameters),
         "macs_ratio": _ratio(last.macs, first.macs),
-        "latency_ratio": latency,
+        "latency_ratio": latency and latency[1].median / latency[0].median,
         "size_ratio": _ratio(last.bytes, first.bytes),
         "deployed_gap": None if served is None or last.accuracy is None else abs(served - last.accuracy),
     }
+
+
+def compared_latency(
+    phases: Sequence[PhaseRecord], artifacts: Sequence[ArtifactRecord], batch_size: int
+) -> tuple[LatencyRecord, LatencyRecord] | None:
+    """The baseline's latency and the result's, in one runtime and at one batch size; None where not measured.
+
+    Of the first exported file that was timed beside its baseline, else of the eager models; at the recipe's
+    `batch_size`, or at the largest one that both were measured at.
+    """
+    file = next((a for a in artifacts if a.latency and a.baseline_latency), None)
+    before, after = (phases[0].latency, phases[-1].latency) if file is None else (file.baseline_latency, file.latency)
+    first, last = ({latency.batch_size: latency for latency in found} for found in (before, after))
+    common = first.keys() & last.keys()
+    if not common:
+        return None
+    at = batch_size if batch_size in common else max(common)
+    return first[at], last[at]
 
 
 def compare(expected: ExpectedSettings, numbers: dict[str, float | None]) -> tuple[ExpectedRecord, ...]:
@@ -71,13 +86,3 @@ def _in_words(bounds: Bounds) -> str:
 
 def _ratio(last: int | None, first: int | None) -> float | None:
     return None if last is None or not first else last / first
-
-
-def _latency_ratio(last: Sequence[LatencyRecord], first: Sequence[LatencyRecord], batch_size: int) -> float | None:
-    before = {latency.batch_size: latency.median for latency in first}
-    after = {latency.batch_size: latency.median for latency in last}
-    common = before.keys() & after.keys()
-    if not common:
-        return None
-    at = batch_size if batch_size in common else max(common)
-    return after[at] / before[at]

@@ -68,11 +68,11 @@ def tiles(report: Report) -> list[Tile]:
     found = words.numbers(report)
     first, last = report.baseline, report.final
     result = []
-    gain = words.speed_up(report)
-    if gain is not None:
+    if measured := words.speed_up(report):
+        gain, batch_size = measured
         runtime = next((a.runtime for a in report.artifacts if a.latency), "eager PyTorch")
         faster = gain >= 1 + words.LEAST_GAIN
-        detail = f"batch {report.batch_size}, {runtime}" + ("" if faster else " (not faster)")
+        detail = f"batch {batch_size}, {runtime}" + ("" if faster else " (not faster)")
         result.append(Tile(f"{gain:.2f}×", "as fast as the baseline", detail, faster))
     if found["macs_ratio"] is not None and first.macs != last.macs:
         detail = f"{words.count(first.macs)} → {words.count(last.macs)}"

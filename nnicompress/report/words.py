@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nnicompress.report.expected import summary_numbers
+from nnicompress.report.expected import compared_latency, summary_numbers
 from nnicompress.report.record import ControlRecord, LatencyRecord, Report
 
 MISSING = "–"
@@ -122,10 +122,10 @@ def ratio(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}×"
 
 
-def speed_up(report: Report) -> float | None:
-    """Baseline's latency over the final model's, at the recipe's batch, in one runtime; None where not measured."""
-    latency_ratio = numbers(report)["latency_ratio"]
-    return None if latency_ratio is None else 1 / latency_ratio
+def speed_up(report: Report) -> tuple[float, int] | None:
+    """Baseline's latency over the result's in one runtime, and the batch size of both; None where not measured."""
+    found = compared_latency(report.phases, report.artifacts, report.batch_size)
+    return None if found is None else (found[0].median / found[1].median, found[0].batch_size)
 
 
 def numbers(report: Report) -> dict[str, float | None]:
@@ -155,9 +155,10 @@ def headline(report: Report) -> str:
     cost = f" with {100 * share:.0f} % of the {name}"
     if report.quantization is not None:
         cost = f" with {100 * (found['size_ratio'] or 1):.0f} % of the bytes"
-    gain = speed_up(report)
-    if gain is None:
+    measured = speed_up(report)
+    if measured is None:
         return f"Speed not measured,{cost}.{quality}"
+    gain, batch_size = measured
     if gain < 1 + LEAST_GAIN:
-        return f"Not faster: {gain:.2f} times the baseline's speed at batch {report.batch_size},{cost}.{quality}"
-    return f"{gain:.2f} times as fast at batch {report.batch_size},{cost}.{quality}"
+        return f"Not faster: {gain:.2f} times the baseline's speed at batch {batch_size},{cost}.{quality}"
+    return f"{gain:.2f} times as fast at batch {batch_size},{cost}.{quality}"

@@ -34,6 +34,15 @@ def test_the_first_line_names_speed_cost_and_quality() -> None:
     )
 
 
+def test_the_first_line_names_the_batch_size_that_was_measured() -> None:
+    slow, fast = (
+        phase(name, name, **{**SMALL, "latency": (latency(64, s),)}) for name, s in (("a", 0.04), ("b", 0.02))
+    )
+    report = make_report(phases=(slow, fast), artifacts=())
+    assert report.batch_size == 32
+    assert words.headline(report).startswith("2.00 times as fast at batch 64,")
+
+
 def test_the_first_words_say_that_nothing_became_faster() -> None:
     slow = phase("finetuned", "fine-tuned", **{**SMALL, "latency": (latency(32, 0.0205),)})
     line = words.headline(make_report(phases=(PHASES[0], slow), artifacts=()))
