@@ -354,6 +354,13 @@ class QuantizerSettings(Settings):
             raise ValueError(f"gradient_bits belongs to dorefa, and the method is {self.method}")
         if self.method != "observed" and not self.trains:
             raise ValueError(f"{self.method} learns in training: it takes no trains: false")
+        follows = next((n for n in ("observe_from", "observe_until") if getattr(self.schedule, n)), None)
+        if follows is not None and self.method != "observed":
+            raise ValueError(
+                f"schedule.{follows} belongs to method observed: {self.method} has no ranges that follow the values"
+            )
+        if self.schedule != QuantizationScheduleSettings() and not self.trains:
+            raise ValueError("schedule counts the steps of a training, and there is none with trains: false")
         if self.bias_correction and (self.trains or self.method != "observed"):
             raise ValueError("bias_correction is for quantization without training: it needs trains: false")
         if self.method == "bnn" and self.backend != "none":

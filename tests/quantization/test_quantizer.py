@@ -606,7 +606,9 @@ def resumable(method: str, stop_at: int | None, state: Any = None) -> tuple[dict
         SupervisedStep(nn.CrossEntropyLoss()),
         listener=listen,
     )
-    schedule = {"freeze_batch_norm_at": 6, "observe_until": 7}
+    schedule = {"freeze_batch_norm_at": 6}
+    if METHODS[method].get("method", "observed") == "observed":
+        schedule["observe_until"] = 7
     quantizer = Quantizer([FOUR_BITS], evaluator, calibration_steps=3, schedule=schedule, **METHODS[method])
     torch.manual_seed(5)
     if state is not None:
@@ -824,6 +826,8 @@ def test_a_simulated_model_can_be_copied() -> None:
         ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
         ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
         ({"method": "lsq", "weight_observer": "mse"}, "weight_observer belongs to method observed"),
+        ({"method": "lsq", "schedule": {"observe_until": 5}}, "schedule.observe_until belongs to method observed: lsq"),
+        ({"trains": False, "schedule": {"simulate_from": 5}}, "schedule counts the steps of a training"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
