@@ -2,7 +2,7 @@
 
 Aims: ResNet-18 at most 0.32 and the encoder at most 0.55 of the float file's latency, at most 0.27 of its size (an
 encoder's embeddings are quantized, too), every convolution and linear layer in integers. Weights are random: neither
-latency nor size depends on them. Rounds in turn; the ratio of the medians is what counts.
+latency nor size depends on them. Rounds in turn; the ratio of the medians is what counts, and differs by processor.
 
     .venv/bin/python benchmarks/int8_latency.py [SECONDS]
 """
@@ -25,6 +25,7 @@ from nnicompress.export.integer_coverage import integer_coverage
 from nnicompress.export.onnx import OnnxModel, export_onnx
 from nnicompress.measure.latency import forward_call, measure_calls
 from nnicompress.models.resnet import resnet18
+from nnicompress.pipeline.manifest import machine
 from nnicompress.quantization.freeze import freeze
 from nnicompress.quantization.quantizer import Quantizer
 from nnicompress.trace import trace
@@ -101,6 +102,7 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(machine())
     images = ((torch.randn(2, 3, 224, 224),), {})
     compare("ResNet-18, 224x224", resnet18(), images, ["Conv2d", "Linear"], seconds)
     ids = torch.randint(1000, 30000, (2, 128))
