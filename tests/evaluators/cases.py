@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -95,6 +96,49 @@ def assert_equal_weights(found: nn.Module | dict[str, Tensor], expected: nn.Modu
         assert torch.equal(found[name], tensor), name
 
 
+class Killed(Exception):
+    """What ends a training in its middle."""
+
+
+def train_or_be_killed(
+    model: nn.Module,
+    make_evaluator: Callable[[Listener], Any],
+    stop_at: int | None,
+    state: tuple[Mapping[str, Tensor], Any] | None = None,
+    *,
+    trainings: int = 1,
+    **limits: int,
+) -> tuple[dict[str, Tensor], Any, Any]:
+    """Weights, training state and the last result of `trainings`; the state only where it was killed.
+
+    That is after `stop_at` steps. With a `state`, weights and training state, it goes on as a new process would.
+    """
+    saved: list[Any] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == stop_at:
+            saved.append(evaluator.state_dict())
+            raise Killed
+
+    evaluator = make_evaluator(listen)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    if state is not None:
+        torch.manual_seed(99)  # a new process has other random states
+        buffer = io.BytesIO()
+        torch.save(state[1], buffer)
+        buffer.seek(0)
+        model.load_state_dict(state[0])
+        evaluator.load_state_dict(torch.load(buffer, weights_only=True))
+    result = None
+    with evaluator.bound(model), suppress(Killed):
+        for _ in range(trainings):
+            result = evaluator.train(**limits)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return weights, saved[0] if saved else None, result
+
+
 def assert_cut_between_trainings_changes_nothing(
     make_model: Callable[[], nn.Module],
     make_evaluator: Callable[[nn.Module, Listener], Any],
@@ -106,9 +150,6 @@ def assert_cut_between_trainings_changes_nothing(
 
     Weights, results, and all steps and epochs that are told, `epochs` of them, are as without the cut.
     """
-
-    class Killed(Exception):
-        pass
 
     def run(killed: bool) -> tuple[nn.Module, list[Any], list[Event]]:
         random.seed(1)

@@ -18,7 +18,7 @@ from nnicompress.errors import UserError
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
-from nnicompress.events import Event, Listener, StepDone
+from nnicompress.events import Listener
 from nnicompress.trace import trace
 from tests.evaluators.cases import (
     assert_cut_between_trainings_changes_nothing,
@@ -26,14 +26,11 @@ from tests.evaluators.cases import (
     make_dataset,
     make_loader,
     make_model,
+    train_or_be_killed,
     training_step,
     user_loop,
 )
 from tests.evaluators.test_loop import seeded_loader
-
-
-class Killed(Exception):
-    pass
 
 
 def globally_shuffled(seed: int) -> Any:
@@ -51,38 +48,18 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], Any, Any]:
     """Weights, training state and result; killed after `stop_at` steps, or going on from `(weights, state)`."""
     model = make_model()
-    saved: list[Any] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == stop_at:
-            saved.append(evaluator.state_dict())
-            raise Killed
+    def evaluator(listener: Listener) -> TorchEvaluator:
+        return TorchEvaluator(
+            TrainingLoop(loader, seed=3, accumulate=accumulate),
+            optimizer(model),
+            training_step,
+            trace(OneCycleLR)(max_lr=0.1),
+            evaluating_func=lambda model: model[0].weight.sum(),
+            listener=listener,
+        )
 
-    evaluator = TorchEvaluator(
-        TrainingLoop(loader, seed=3, accumulate=accumulate),
-        optimizer(model),
-        training_step,
-        trace(OneCycleLR)(max_lr=0.1),
-        evaluating_func=lambda model: model[0].weight.sum(),
-        listener=listen,
-    )
-    random.seed(1)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    if state is not None:
-        torch.manual_seed(99)  # a new process has other random states
-        buffer = io.BytesIO()
-        torch.save(state[1], buffer)
-        buffer.seek(0)
-        model.load_state_dict(state[0])
-        evaluator.load_state_dict(torch.load(buffer, weights_only=True))
-    result = None
-    with evaluator.bound(model):
-        try:
-            result = evaluator.train(max_epochs=3)
-        except Killed:
-            return {n: t.clone() for n, t in model.state_dict().items()}, saved[0], None
-    return {n: t.clone() for n, t in model.state_dict().items()}, None, result
+    return train_or_be_killed(model, evaluator, stop_at, state, max_epochs=3)
 
 
 @pytest.mark.parametrize("loader", [seeded_loader, make_loader, globally_shuffled])

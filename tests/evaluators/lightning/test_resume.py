@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +24,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from nnicompress.errors import UserError
 from nnicompress.events import EpochDone, Event, Listener, StepDone, TrainingFinished, TrainingStarted
 from nnicompress.trace import trace
-from tests.evaluators.cases import assert_cut_between_trainings_changes_nothing, assert_equal_weights, make_dataset
+from tests.evaluators.cases import (
+    Killed,
+    assert_cut_between_trainings_changes_nothing,
+    assert_equal_weights,
+    make_dataset,
+    train_or_be_killed,
+)
 from tests.evaluators.lightning.cases import Net, make_evaluator, make_trainer, ordered
 from tests.evaluators.lightning.test_train import TwoOptimizers
 from tests.evaluators.test_loop import seeded_loader
-
-
-class Killed(Exception):
-    pass
 
 
 def globally_shuffled() -> DataLoader[Any]:
@@ -80,32 +81,11 @@ def train(
     **settings: Any,
 ) -> tuple[dict[str, torch.Tensor], Any, Any]:
     """Weights, training state and result; killed after `stop_at` steps, or going on from `(weights, state)`."""
-    model = net()
-    saved: list[Any] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == stop_at:
-            saved.append(evaluator.state_dict())
-            raise Killed
+    def evaluator(listener: Listener) -> Any:
+        return make_evaluator(make_trainer(**settings), data(), listener=listener)
 
-    evaluator = make_evaluator(make_trainer(**settings), data(), listener=listen)
-    random.seed(1)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    if state is not None:
-        torch.manual_seed(99)  # a new process has other random states
-        buffer = io.BytesIO()
-        torch.save(state[1], buffer)
-        buffer.seek(0)
-        model.load_state_dict(state[0])
-        evaluator.load_state_dict(torch.load(buffer, weights_only=True))
-    result = None
-    with evaluator.bound(model):
-        try:
-            result = evaluator.train(**(limits or {"max_epochs": 3}))
-        except Killed:
-            return {n: t.clone() for n, t in model.state_dict().items()}, saved[0], None
-    return {n: t.clone() for n, t in model.state_dict().items()}, None, result
+    return train_or_be_killed(net(), evaluator, stop_at, state, **(limits or {"max_epochs": 3}))
 
 
 def assert_goes_on(data: Any, net: Any, stop_at: int, **more: Any) -> Any:

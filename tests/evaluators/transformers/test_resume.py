@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import EarlyStoppingCallback
@@ -16,12 +14,12 @@ from transformers import EarlyStoppingCallback
 from nnicompress.errors import UserError
 from nnicompress.events import EpochDone, Event, Listener, StepDone
 from nnicompress.trace import trace
-from tests.evaluators.cases import assert_cut_between_trainings_changes_nothing, assert_equal_weights
+from tests.evaluators.cases import (
+    assert_cut_between_trainings_changes_nothing,
+    assert_equal_weights,
+    train_or_be_killed,
+)
 from tests.evaluators.transformers.cases import Rows, make_bert, make_evaluator
-
-
-class Killed(Exception):
-    pass
 
 
 def train(
@@ -33,32 +31,15 @@ def train(
     heard: Listener = lambda event: None,
 ) -> tuple[Any, Any, Any]:
     """Weights, training state and result; killed after `stop_at` steps, or going on from `(weights, state)`."""
-    model = make_bert()
-    saved: list[Any] = []
 
-    def listen(event: Event) -> None:
-        heard(event)
-        if isinstance(event, StepDone) and event.step == stop_at:
-            saved.append(evaluator.state_dict())
-            raise Killed
+    def evaluator(listener: Listener) -> Any:
+        def listen(event: Event) -> None:
+            heard(event)
+            listener(event)
 
-    evaluator = make().evaluator(listen)
-    if state is not None:
-        torch.manual_seed(99)  # a new process has other random states
-        buffer = io.BytesIO()
-        torch.save(state[1], buffer)
-        buffer.seek(0)
-        model.load_state_dict(state[0])
-        evaluator.load_state_dict(torch.load(buffer, weights_only=True))
-    result = None
-    with evaluator.bound(model):
-        try:
-            for _ in range(trainings):
-                result = evaluator.train(max_epochs=epochs)
-        except Killed:
-            assert saved
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return weights, saved[0] if saved else None, result
+        return make().evaluator(listen)
+
+    return train_or_be_killed(make_bert(), evaluator, stop_at, state, trainings=trainings, max_epochs=epochs)
 
 
 class Case:
