@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +63,10 @@ class Allotments:
         """Those of two plans."""
         return Allotments(self.of | other.of, self.ratios | other.ratios)
 
+    def taking(self, names: Iterable[str], other: Allotments) -> Allotments:
+        """These, but those of `names` as `other` has them."""
+        return Allotments(self.of | {name: other.of[name] for name in names}, self.ratios)
+
     def removed(self, plan: Plan) -> Removed:
         """The indices alone."""
         widths = {target.width.name: self.of[target.width.name].removed for target in plan.widths}
@@ -70,25 +74,38 @@ class Allotments:
 
 
 class Allotter:
-    """Allots for one plan, with the settings of an allocation; `comparable` scores compete as they are."""
+    """Allots by `scores`, with the settings of an allocation.
 
-    def __init__(self, model: nn.Module, plan: Plan, settings: AllocationSettings, *, comparable: bool) -> None:
+    What was `removed` before stays so; `comparable` scores compete as they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        settings: AllocationSettings,
+        scores: Mapping[str, Scores],
+        removed: Removed,
+        *,
+        comparable: bool,
+    ) -> None:
         self._model, self._plan, self._settings = model, plan, settings
+        self._scores, self._removed = scores, removed
         self._normalize = settings.normalize or ("none" if comparable else None)
         self._dependent = _dependent(plan.widths)
 
-    def __call__(self, scores: Mapping[str, Scores], ask: Ask, removed: Removed) -> Allotments:
-        """`removed` is what was removed before, which stays so."""
+    def __call__(self, ask: Ask) -> Allotments:
+        """What is removed, with what was removed before."""
         allotments: dict[str, Allotment] = {}
         ratios: dict[str, float] = {}
         pools: dict[Hashable, list[tuple[Unit, tuple[str, ...]]]] = defaultdict(list)
         for members in self._dependent:
-            unit = self._width_unit(members, scores, ask, removed)
+            unit = self._width_unit(members, ask)
             names = tuple(member.width.name for member in members)
             ratios |= dict.fromkeys(names, unit.ratio)
             pools["channels", self._pool(members[0])].append((unit, names))
         for target in self._plan.tensors:
-            own, alive = _without(scores[target.tensor], removed.tensors.get(target.tensor, _NONE))
+            own, alive = _without(self._scores[target.tensor], self._removed.tensors.get(target.tensor, _NONE))
             ratio = ratios[target.tensor] = ask.ratio(target.settings, own)
             if target.pool is not None:
                 shape = self._model.get_parameter(target.tensor).shape
@@ -106,6 +123,30 @@ class Allotter:
             allotments |= {member: allotted[unit.name] for unit, members in pairs for member in members}
         return Allotments(allotments, ratios)
 
+    def changes(self, fewer: Allotments, more: Allotments) -> list[tuple[str, ...]]:
+        """Names of the widths of which `more` takes other groups than `fewer`, the least important groups first.
+
+        Widths that depend on each other stand together.
+        """
+        found: list[tuple[float, tuple[str, ...]]] = []
+        for members in self._dependent:
+            names = tuple(member.width.name for member in members)
+            groups = np.setxor1d(fewer.of[names[0]].removed, more.of[names[0]].removed)
+            if len(groups):
+                found.append((float(self._competing(members)[groups].mean()), names))
+        return [names for _, names in sorted(found)]
+
+    def _alive(self, members: Sequence[WidthTarget]) -> list[tuple[Scores, NDArray[np.bool_]]]:
+        """Scores of each of dependent widths, and which groups are still there."""
+        gone = self._removed.widths.get(members[0].width.name, _NONE)
+        return [_without(self._scores[member.width.name], gone) for member in members]
+
+    def _competing(self, members: Sequence[WidthTarget]) -> Scores:
+        """What the groups of dependent widths compete with, `[groups]`."""
+        each = [normalize(own, self._normalize or "mean", alive) for own, alive in self._alive(members)]
+        total: Scores = np.sum(each, axis=0)
+        return total
+
     def _tensor_unit(
         self, target: TensorTarget, own: Scores, alive: NDArray[np.bool_], ratio: float, grow: Growth
     ) -> Unit:
@@ -113,23 +154,16 @@ class Allotter:
         scores = normalize(own, self._normalize or "none", alive)
         return Unit(target.tensor, scores, ratio, cost=math.prod(target.block), least=least, most=most)
 
-    def _width_unit(
-        self, members: Sequence[WidthTarget], scores: Mapping[str, Scores], ask: Ask, removed: Removed
-    ) -> Unit:
+    def _width_unit(self, members: Sequence[WidthTarget], ask: Ask) -> Unit:
         first = members[0]
-        gone = removed.widths.get(first.width.name, _NONE)
-        total, before = np.zeros(first.width.size), np.zeros(first.width.size)
-        for member in members:
-            own, alive = _without(scores[member.width.name], gone)
-            before += own / len(members)
-            total += normalize(own, self._normalize or "mean", alive)
-        ratio = ask.ratio(first.settings, before)
+        ratio = ask.ratio(first.settings, np.mean([own for own, _ in self._alive(members)], axis=0))
+        gone = self._removed.widths.get(first.width.name, _NONE)
         most_of_all = max(MOST_OF_A_WIDTH, first.settings.sparse_ratio or 0.0)
         least, most = _bounds(first.settings, first.width.size, ask.grow, len(gone), most_of_all)
         round_to = self._settings.round_to
         return Unit(
             first.width.name,
-            total,
+            self._competing(members),
             ratio,
             cost=sum(member.cost for member in members),
             step=max(rounding_step(round_to, m.width.size, m.channels_per_group) for m in members),
@@ -159,8 +193,8 @@ def require_effect(model: nn.Module, settings: PrunerSettings, plan: Plan) -> No
         return
     widths = replace(plan, widths=tuple(t for t in plan.widths if t.settings.sparse_threshold is None), tensors=())
     scores = {target.width.name: np.ones(target.width.size) for target in widths.widths}
-    allotter = Allotter(model, widths, settings.allocation, comparable=True)
-    lost = allotter(scores, Ask(lambda ratio: ratio), Removed({}, {})).removed(widths).widths
+    allotter = Allotter(model, widths, settings.allocation, scores, Removed({}, {}), comparable=True)
+    lost = allotter(Ask(lambda ratio: ratio)).removed(widths).widths
     for name in settings.targets:
         own = [target for target in widths.widths if target.target == name and target.settings.sparse_ratio]
         if own and not any(len(lost[target.width.name]) for target in own):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from nnicompress.graph.macs import count_macs
 from nnicompress.graph.widths import ChannelGroups, Removal
 from nnicompress.measure.latency import forward_call, measure_calls
 from nnicompress.measure.size import count_parameters
+from nnicompress.pruning.allotment import Allotments
 from nnicompress.pruning.settings import BudgetSettings
 from nnicompress.shrink.surgery import shrink
 
@@ -42,8 +45,8 @@ class Budget:
         return count_macs(model, *self._inputs).total if self.kind == "macs" else self._table.seconds(model)
 
 
-def smallest_scale(remaining: Callable[[float], float], goal: float, *, kind: str) -> float:
-    """The smallest number in (0, 1] at which no more than `goal` remains, by halving.
+def scales_around(remaining: Callable[[float], float], goal: float, *, kind: str) -> tuple[float, float]:
+    """Two neighbouring numbers in [0, 1], by halving: more than `goal` remains at the first, no more at the second.
 
     Raises:
         ConfigError: more than `goal` remains even at 1.
@@ -59,7 +62,21 @@ def smallest_scale(remaining: Callable[[float], float], goal: float, *, kind: st
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if remaining(middle) <= goal else (middle, high)
-    return high
+    return low, high
+
+
+def fewest_changes(
+    fewer: Allotments, more: Allotments, changes: Sequence[tuple[str, ...]], enough: Callable[[Allotments], bool]
+) -> Allotments:
+    """`fewer` with as many of the first `changes` towards `more` as are enough; all of them are.
+
+    Rounded alike, widths of 16, 32 and 64 lose their next eighth at one scale: a tenth of a network at a time.
+    """
+
+    def with_first(count: int) -> Allotments:
+        return more.taking(itertools.chain.from_iterable(changes[count:]), fewer)
+
+    return with_first(bisect_left(range(len(changes)), True, key=lambda count: enough(with_first(count))))
 
 
 class LayerTable:

@@ -12,9 +12,8 @@ for each removal of the schedule:               one_shot: a single one
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from nnicompress.graph.widths import ChannelGroups
 from nnicompress.pruning.allotment import Allotments, Allotter, Ask, require_effect
 from nnicompress.pruning.block_by_block import Show, parts, sequences_of
 from nnicompress.pruning.blocks import AUTO
-from nnicompress.pruning.budget import Budget, smallest_scale
+from nnicompress.pruning.budget import Budget, fewest_changes, scales_around
 from nnicompress.pruning.chain import Chain
 from nnicompress.pruning.granularity import spread_blocks
 from nnicompress.pruning.importance import IMPORTANCES, Importance, importance_of
@@ -187,10 +186,9 @@ class Pruner:
         allotted = Allotments({}, {})
         for part, show in parts(self.evaluator, plan, self._importance, self.settings.importance, self._listener):
             scores = self._scores(part, show)
-            allotter = Allotter(model, part, self.settings.allocation, comparable=self._importance.comparable)
-            allot = functools.partial(allotter, scores, removed=removed)
-            ask = self._ask(part, groups, allot, grow)
-            own = allot(ask)
+            comparable = self._importance.comparable
+            allotter = Allotter(model, part, self.settings.allocation, scores, removed, comparable=comparable)
+            ask, own = self._allot(part, groups, allotter, grow)
             allotted |= own
             if part is not plan:  # the parts behind it see it pruned
                 self._masks(model, part, own.removed(part), groups).apply(model)
@@ -214,24 +212,37 @@ class Pruner:
             if self._learning is not None:
                 self._learning.load_state_dict(state["learning"])
 
-    def _ask(self, plan: Plan, groups: ChannelGroups | None, allot: Callable[[Ask], Allotments], grow: Growth) -> Ask:
-        """What this removal asks for; where a budget is given, the least that meets it."""
+    def _allot(
+        self, plan: Plan, groups: ChannelGroups | None, allotter: Allotter, grow: Growth
+    ) -> tuple[Ask, Allotments]:
+        """What this removal asks for and takes; where a budget is given, the least that meets it."""
         target = self.settings.target
         if target is None:
-            return Ask(grow)
+            ask = Ask(grow)
+            return ask, allotter(ask)
         assert groups is not None, "a budget needs channel granularities"
         budget = Budget(target, self.evaluator.model, groups, self.evaluator.example_inputs(1))
         ratios = [width.settings.sparse_ratio for width in plan.widths]
         largest = max((ratio for ratio in ratios if ratio is not None), default=1.0) or 1.0
 
-        def remaining(scale: float) -> float:
-            return budget.remaining(allot(Ask(grow, scale, largest)).removed(plan).widths)
-
         goal = 1 - grow(1 - target.remaining)
+
+        def at(scale: float) -> Allotments:
+            return allotter(Ask(grow, scale, largest))
+
+        def remaining(allotted: Allotments) -> float:
+            return budget.remaining(allotted.removed(plan).widths)
+
+        def search() -> tuple[float, Allotments]:
+            low, high = scales_around(lambda scale: remaining(at(scale)), goal, kind=target.kind)
+            fewer, more = at(low), at(high)
+            changes = allotter.changes(fewer, more)
+            return high, fewest_changes(fewer, more, changes, lambda allotted: remaining(allotted) <= goal)
+
         # Latencies differ from process to process; what the main one decides the others follow.
-        scale = distributed.from_main(lambda: smallest_scale(remaining, goal, kind=target.kind))
-        self._listener(Note(f"{remaining(scale):.1%} of the {target.kind} remain (asked: {goal:.1%})"))
-        return Ask(grow, scale, largest)
+        scale, allotted = distributed.from_main(search)
+        self._listener(Note(f"{remaining(allotted):.1%} of the {target.kind} remain (asked: {goal:.1%})"))
+        return Ask(grow, scale, largest), allotted
 
     def _rewind(self, model: nn.Module) -> None:
         if self._origin is not None:

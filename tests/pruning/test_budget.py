@@ -8,7 +8,7 @@ from nnicompress.errors import ConfigError, InputErrors
 from nnicompress.graph.macs import count_macs
 from nnicompress.measure.size import count_parameters
 from nnicompress.models.resnet import resnet20
-from nnicompress.pruning.budget import LayerTable, smallest_scale
+from nnicompress.pruning.budget import LayerTable, scales_around
 from nnicompress.pruning.pruner import Pruner
 from nnicompress.pruning.settings import PrunerSettings
 from nnicompress.shrink.surgery import shrink
@@ -33,6 +33,18 @@ def test_half_and_a_quarter_of_the_macs(allocation, goal):
     _, compact = pruned(model, [CONVS], allocation={"name": allocation, "round_to": 1}, target={"macs": goal})
     # One channel of the first stream, which six layers share, is an eightieth part.
     assert goal - 0.02 < count_macs(compact, INPUTS).total / whole <= goal
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "isomorphic"])
+@pytest.mark.parametrize("goal", [0.5, 0.25])
+def test_widths_that_are_rounded_alike_lose_their_next_step_one_after_the_other(allocation, goal):
+    """All of them at once are a tenth of the network."""
+    torch.manual_seed(0)
+    model = resnet20(10, 1, 16)
+    whole = count_macs(model, INPUTS).total
+    result, compact = pruned(model, [CONVS], allocation={"name": allocation}, target={"macs": goal})
+    assert goal - 0.03 < count_macs(compact, INPUTS).total / whole <= goal
+    assert all((row.size - row.removed) % (row.size // 8) == 0 for row in result.rows)
 
 
 def test_half_of_the_parameters():
@@ -75,9 +87,9 @@ def test_a_budget_out_of_reach_says_what_remains():
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
-def test_the_smallest_scale_is_where_the_goal_is_met(threshold):
-    found = smallest_scale(lambda scale: 0.2 if scale >= threshold else 1.0, 0.3, kind="macs")
-    assert threshold <= found <= threshold + 1 / 4096
+def test_the_goal_is_met_between_two_neighbouring_scales(threshold):
+    low, high = scales_around(lambda scale: 0.2 if scale >= threshold else 1.0, 0.3, kind="macs")
+    assert low < threshold <= high == low + 1 / 4096
 
 
 def test_the_table_measures_each_layer_at_each_shape_once():
