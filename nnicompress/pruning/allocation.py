@@ -99,7 +99,7 @@ def allocate(units: Iterable[Unit], *, compete: bool) -> dict[str, Allotment]:
         return {}
     orders = {unit.name: np.argsort(unit.scores, kind="stable") for unit in usable}
     ranked = [unit.scores[orders[unit.name]] for unit in usable]
-    asked = _compete(usable, ranked) if compete else [unit.ratio * unit.size for unit in usable]
+    asked = _compete(usable, ranked) if compete else [max(unit.ratio * unit.size, unit.least) for unit in usable]
     counts = (_round_competing if compete else _round_uniform)(usable, ranked, asked)
     return {
         unit.name: Allotment(ask, np.sort(orders[unit.name][:count]), _note(unit, ask, count))

@@ -242,7 +242,9 @@ class Pruner:
         # Latencies differ from process to process; what the main one decides the others follow.
         scale, allotted = distributed.from_main(search)
         self._listener(Note(f"{remaining(allotted):.1%} of the {target.kind} remain (asked: {goal:.1%})"))
-        return Ask(grow, scale, largest), allotted
+        # What the budget needs is what is asked, be the scale that found it 0 since earlier removals were enough.
+        shares = {w.width.name: len(allotted.of[w.width.name].removed) / w.width.size for w in plan.widths}
+        return Ask(grow, scale, largest), Allotments(allotted.of, allotted.ratios | shares)
 
     def _rewind(self, model: nn.Module) -> None:
         if self._origin is not None:

@@ -70,6 +70,15 @@ def test_a_schedule_comes_down_to_the_budget_step_by_step():
     assert count_macs(compact, INPUTS).total <= 0.5 * count_macs(model, INPUTS).total
 
 
+def test_what_a_budget_needs_is_what_is_asked_whatever_went_before():
+    torch.manual_seed(0)
+    schedule = {"name": "agp", "total_times": 4, "interval_steps": 1}
+    result, _ = pruned(resnet20(10, 1, 16), [CONVS], target={"macs": 0.5}, schedule=schedule)
+    total = result.totals["channels"]
+    assert total.asked_ratio == total.removed_ratio > 0.2
+    assert [row.name for row in result.rows if row.asked < row.removed - row.size / 8] == []
+
+
 def test_ratios_stand_in_the_proportion_of_the_settings():
     torch.manual_seed(0)
     targets = [{"op_names": ["up"], "sparse_ratio": 0.8}, {"op_names": ["stem", "down"], "sparse_ratio": 0.4}]
