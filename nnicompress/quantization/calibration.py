@@ -1,34 +1,28 @@
-"""Calibration: finds the ranges and first scales on batches of the training data, before anything is simulated."""
+"""Calibration: finds the ranges and first scales of activations on batches of the training data.
+
+It comes before anything is simulated.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnicompress import exchange
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import Evaluator, StepEvent
 from nnicompress.evaluators.preserve import in_evaluation
 from nnicompress.quantization.fake_quantizer import FakeQuantizer, Watcher
-from nnicompress.quantization.learned import lsq_plus_weight_scale, lsq_scale
+from nnicompress.quantization.learned import lsq_scale
 from nnicompress.quantization.observers import Histogram, Magnitudes, RangeObserver, commit
-from nnicompress.quantization.ranges import (
-    extremes,
-    grouped,
-    histogram_least_divergence,
-    histogram_least_squares,
-    least_squares,
-    percentile,
-    scales_in_place,
-)
-from nnicompress.quantization.scheme import Scheme
-from nnicompress.quantization.settings import ObserverSettings
+from nnicompress.quantization.plan import Plan
+from nnicompress.quantization.ranges import Range, histogram_least_divergence, histogram_least_squares, percentile
+from nnicompress.quantization.settings import ObserverSettings, QuantizerSettings
 
 Parameters = tuple[Tensor, Tensor]
+"""Scale and zero point."""
 
 
 class _Plain:
@@ -41,12 +35,60 @@ class _Plain:
         self.observer.collect(x)
 
 
-def activation_ranges(
+def calibrate_activations(
+    evaluator: Evaluator, plan: Plan, quantizers: Mapping[str, FakeQuantizer], settings: QuantizerSettings
+) -> None:
+    """Give each activation's quantizer the scale and zero point that its values begin with, by the settings' method.
+
+    The methods are `observed`, `lsq` and `lsq_plus`. In several processes all get the same.
+
+    Raises:
+        JobError: an activation was not seen, or has values without a range.
+    """
+    activations = {place: quantizers[place] for place in plan.activations}
+    if settings.method == "lsq":
+        found = _mean_magnitudes(evaluator, activations, settings.calibration_steps)
+    else:
+        # LSQ+ begins with the affine range of least error (section 4.1).
+        mse = settings.observer.model_copy(update={"name": "mse"})
+        observers = {
+            place: mse if settings.method == "lsq_plus" else activation.settings.observer or settings.observer
+            for place, activation in plan.activations.items()
+        }
+        pairs = {place: (quantizer, observers[place]) for place, quantizer in activations.items()}
+        found = _observed(evaluator, pairs, settings.calibration_steps)
+    for place, parameters in found.items():
+        quantizers[place].set_parameters(*parameters)
+
+
+def require_seen(place: str, seen: bool) -> None:
+    """
+    Raises:
+        JobError: the calibration's batches showed nothing there.
+    """
+    if not seen:
+        raise JobError(
+            f"the calibration found no numbers at {place}: its forward takes another way, training_step doesn't call "
+            "the model, or the values are NaN; leave it out with exclude_op_names"
+        )
+
+
+def _require_range(place: str, low: Tensor, high: Tensor) -> None:
+    """
+    Raises:
+        JobError: nothing was seen there, or values without a range.
+    """
+    require_seen(place, not bool((low == torch.inf).any()))
+    if not bool(torch.isfinite(torch.stack([low, high])).all()):
+        raise JobError(f"{place} has no range: the calibration found infinity or NaN among its values")
+
+
+def _observed(
     evaluator: Evaluator, quantizers: Mapping[str, tuple[FakeQuantizer, ObserverSettings]], num_batches: int
 ) -> dict[str, Parameters]:
     """Scale and zero point of each activation by its observer, over `num_batches` of the training data.
 
-    Observers that need a histogram see the batches twice, first for its ends. In several processes all get the same.
+    Observers that need a histogram see the batches twice, first for its ends.
     """
     observers: dict[str, RangeObserver] = {}
     for place, (quantizer, settings) in quantizers.items():
@@ -66,33 +108,19 @@ def activation_ranges(
     return {place: quantizers[place][0].scheme.parameters(*found) for place, found in ranges.items()}
 
 
-def _require_range(place: str, low: Tensor, high: Tensor) -> None:
-    """
-    Raises:
-        JobError: nothing was seen there, or values without a range.
-    """
-    if bool((low == torch.inf).any()):
-        raise JobError(
-            f"the calibration found no numbers at {place}: its forward takes another way, training_step doesn't call "
-            "the model, or the values are NaN; leave it out with exclude_op_names"
-        )
-    if not bool(torch.isfinite(torch.stack([low, high])).all()):
-        raise JobError(f"{place} has no range: the calibration found infinity or NaN among its values")
-
-
 def _histogram_ranges(
     evaluator: Evaluator,
     quantizers: Mapping[str, tuple[FakeQuantizer, ObserverSettings]],
-    ranges: Mapping[str, tuple[Tensor, Tensor]],
+    ranges: Mapping[str, Range],
     num_batches: int,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, Range]:
     wanted = {place: pair for place, pair in quantizers.items() if pair[1].name in ("histogram", "percentile", "mse")}
     if not wanted:
         return {}
     histograms = {place: Histogram(*ranges[place], bins=settings.bins) for place, (_, settings) in wanted.items()}
     watched: dict[FakeQuantizer, Watcher] = {wanted[place][0]: histogram for place, histogram in histograms.items()}
     _watch(evaluator, watched, num_batches, lambda: None)
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, Range] = {}
     for place, histogram in histograms.items():
         histogram.reduce()
         quantizer, settings = wanted[place]
@@ -106,7 +134,7 @@ def _histogram_ranges(
     return found
 
 
-def lsq_activations(
+def _mean_magnitudes(
     evaluator: Evaluator, quantizers: Mapping[str, FakeQuantizer], num_batches: int
 ) -> dict[str, Parameters]:
     """LSQ's first scales, 2 * mean|x| / sqrt(steps above zero).
@@ -136,62 +164,6 @@ def lsq_activations(
     return found
 
 
-def weight_range(weight: Tensor, scheme: Scheme, observer: str) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value of each group of a weight, or the range of least squared error."""
-    return (least_squares if observer == "mse" else extremes)(weight.detach(), scheme)
-
-
-def weight_parameters(weight: Tensor, scheme: Scheme, method: str) -> Parameters:
-    """The scale that LSQ and LSQ+ begin a weight with, and its zero point."""
-    weight = weight.detach()
-    groups, shape = grouped(weight.double(), scheme)
-    if method == "lsq":
-        scale = lsq_scale(groups.abs().mean(dim=1), scheme.quant_max - scheme.middle)
-    else:
-        scale = lsq_plus_weight_scale(groups.mean(dim=1), groups.std(dim=1, correction=0), scheme.bits)
-    scale = scales_in_place(scale, scheme, shape)
-    return scale, torch.full(shape, scheme.middle, dtype=torch.int32, device=scale.device)
-
-
-def bias_corrections(
-    evaluator: Evaluator, layers: Mapping[str, tuple[nn.Module, FakeQuantizer, int]], num_batches: int
-) -> dict[str, Tensor]:
-    """By layer: the mean, for each output channel, of its output less the one that its quantized weight makes.
-
-    Each layer is looked at on the float model's values (Nagel et al. 2019, section 4.2, the empirical way). `layers`
-    gives the module, its weight's quantizer and the output's dimension of channels.
-    """
-    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def compare(name: str) -> Callable[..., None]:
-        module, quantizer, axis = layers[name]
-
-        @torch.no_grad()
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            quantizer.simulating = True
-            error = output - module.forward(*args, **kwargs)
-            quantizer.simulating = False
-            channels = error.movedim(axis, 0).flatten(1).double()
-            sums[name].append(torch.cat([channels.sum(dim=1), channels.new_tensor([channels.shape[1]])]))
-
-        return hook
-
-    handles = [module.register_forward_hook(compare(name), with_kwargs=True) for name, (module, _, _) in layers.items()]
-    try:
-        with in_evaluation(evaluator.model, training=FakeQuantizer):
-            evaluator.iterate(num_batches)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found: dict[str, Tensor] = {}
-    for name, parts in sums.items():
-        if not parts:
-            _require_range(name, *[torch.tensor(torch.inf)] * 2)
-        total = exchange.total(torch.stack(parts).sum(dim=0))
-        found[name] = (total[:-1] / total[-1]).float()
-    return found
-
-
 def _watch(
     evaluator: Evaluator, watchers: Mapping[FakeQuantizer, Watcher], num_batches: int, each: Callable[[], None]
 ) -> None:
@@ -207,7 +179,8 @@ def _watch(
         quantizer.watcher, quantizer.observing, quantizer.simulating = watcher, True, False
     handle = evaluator.before_step(after_batch)
     try:
-        with in_evaluation(evaluator.model, training=FakeQuantizer):
+        # The loop's backward passes need gradients, whatever mode the caller is in.
+        with torch.enable_grad(), in_evaluation(evaluator.model, training=FakeQuantizer):
             evaluator.iterate(num_batches)
     finally:
         handle.remove()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from nnicompress.quantization.fake_quantize import fake_quantize
 from nnicompress.quantization.observers import RangeObserver
+from nnicompress.quantization.ranges import Range
 from nnicompress.quantization.scheme import Granularity, Scheme
 
 
@@ -119,6 +122,17 @@ class FakeQuantizer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy's buffer counts its versions afresh, and may arrive at the number of what was read of the original.
         return {**self.__dict__, "_seen": (None, -1, (False, False)), "watcher": None}
+
+
+def set_to_ranges(ranges: Iterable[tuple[FakeQuantizer, Range]]) -> None:
+    """Scale and zero point of each quantizer by its range, all of one scheme at once."""
+    groups: dict[tuple[Scheme, torch.device], list[tuple[FakeQuantizer, Range]]] = defaultdict(list)
+    for quantizer, found in ranges:
+        groups[quantizer.scheme, found[0].device].append((quantizer, found))
+    for (scheme, _), members in groups.items():
+        parameters = scheme.parameters_of_all([found for _, found in members])
+        for (quantizer, _), (scale, zero_point) in zip(members, parameters, strict=True):
+            quantizer.set_parameters(scale, zero_point)
 
 
 BIAS_PER_TENSOR = Scheme("int32", symmetric=True, full_range=True)

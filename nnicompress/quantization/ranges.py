@@ -8,6 +8,8 @@ from torch import Tensor
 from nnicompress.quantization.fake_quantize import fake_quantize
 from nnicompress.quantization.scheme import Scheme
 
+Range = tuple[Tensor, Tensor]
+"""Least and greatest values, in the shape of the scales."""
 SHRINKS = tuple(i / 100 for i in range(100, 19, -1))
 """The shares of the full range that a search tries."""
 KL_LEVELS = 128

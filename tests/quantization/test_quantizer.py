@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from nnicompress.errors import InputErrors, JobError, UserError
+from nnicompress.evaluators.contract import StepEvent
 from nnicompress.evaluators.loop import TrainingLoop
 from nnicompress.evaluators.torch_evaluator import TorchEvaluator
 from nnicompress.evaluators.training_step import SupervisedStep
@@ -72,8 +73,10 @@ def training_step(batch: Any, model: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def make_evaluator(model: nn.Module) -> TorchEvaluator:
-    return TorchEvaluator(loop, trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9), training_step)
+def make_evaluator(model: nn.Module, training_func: Any = loop) -> TorchEvaluator:
+    return TorchEvaluator(
+        training_func, trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9), training_step
+    )
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -106,28 +109,24 @@ def test_nothing_is_left_on_the_model(method: str) -> None:
     assert {"stem/weight", "block/weight", "head/weight"} <= result.tensors.keys()
 
 
-class Watched(Quantizer):
-    """Keeps the outputs of the simulated model, as it is when the training ends."""
-
-    def _result(self, plan: Any) -> QuantizationResult:
-        model = self.evaluator.model.eval()
-        with torch.no_grad():
-            self.outputs = model(batches()[0][0])
-        return super()._result(plan)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_result_simulates_the_trained_model_bit_for_bit(method: str) -> None:
-    model = make_net()
-    quantizer = Watched([FOUR_BITS], make_evaluator(model), calibration_steps=3, **METHODS[method])
+    model, x = make_net(), batches()[0][0]
+    outputs: list[Tensor] = []
+
+    def watched(model: nn.Module, optimizers: Any, step: Any, schedulers: Any, max_steps: Any, max_epochs: Any) -> None:
+        loop(model, optimizers, step, schedulers, max_steps, max_epochs)
+        with torch.no_grad():
+            outputs.append(model.eval()(x))  # as it is simulated when the training ends
+
+    quantizer = Quantizer([FOUR_BITS], make_evaluator(model, watched), calibration_steps=3, **METHODS[method])
     result = quantizer.compress(model, max_steps=8)
     model.eval()
-    x = batches()[0][0]
     with torch.no_grad():
         plain = model(x)
         with simulated(model, result):
-            assert torch.equal(model(x), quantizer.outputs)
-        assert torch.equal(model(x), plain) and not torch.equal(plain, quantizer.outputs)
+            assert torch.equal(model(x), outputs[-1])
+        assert torch.equal(model(x), plain) and not torch.equal(plain, outputs[-1])
 
 
 class Writes(nn.Module):
@@ -427,7 +426,7 @@ def test_a_calibration_that_is_interrupted_leaves_the_biases(monkeypatch: pytest
         )
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nnicompress.quantization.calibration.activation_ranges", interrupted)
+    monkeypatch.setattr("nnicompress.quantization.quantizer.calibrate_activations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compressed(model, trains=False, target={}, bias_correction=True)
     assert model.state_dict().keys() == before.keys()
@@ -523,31 +522,38 @@ def test_bias_correction_restores_the_mean_output() -> None:
     assert shifts[True] < 1e-5 < 1e-3 < shifts[False]
 
 
-class Steps(Quantizer):
-    """Writes down, after each step, the switches and a range."""
+def trained_by(quantizer: Quantizer, model: nn.Module, max_steps: int) -> list[tuple[int, bool, bool, float]]:
+    """Step, switches (simulating, observing) and scale of the stem's input, after each number of steps from 0 on."""
+    seen: list[tuple[int, bool, bool, float]] = []
 
-    seen: list[tuple[int, bool, bool, float]]
+    def look(step: int) -> None:
+        tensors = quantizer.state_dict()["tensors"]
+        observing, simulating = tensors["stem/input_0:flags"].tolist()
+        seen.append((step, simulating, observing, tensors["stem/input_0:scale"].item()))
 
-    def _switch(self, step: int) -> None:
-        super()._switch(step)
-        quantizer = self._quantizers["stem/input_0"]
-        self.seen.append((step, quantizer.simulating, quantizer.observing, quantizer.scale.item()))
+    def before_step(event: StepEvent) -> None:
+        look(event.step - 1)
+
+    handle = quantizer.evaluator.before_step(before_step)
+    quantizer.compress(model, max_steps=max_steps)
+    handle.remove()
+    look(max_steps)
+    return seen[-max_steps - 1 :]  # the calibration's steps come first
 
 
 def test_the_schedule() -> None:
     model = make_net()
     schedule = {"simulate_from": 2, "observe_until": 4, "freeze_batch_norm_at": 3}
-    quantizer = Steps([{}], make_evaluator(model), calibration_steps=2, schedule=schedule)
-    quantizer.seen = []
+    quantizer = Quantizer([{}], make_evaluator(model), calibration_steps=2, schedule=schedule)
     statistics: list[Tensor] = []
     handle = quantizer.evaluator.after_step(lambda event: statistics.append(model.norm.running_mean.clone()))
-    quantizer.compress(model, max_steps=6)
+    seen = trained_by(quantizer, model, max_steps=6)
     handle.remove()
-    assert [(s, sim, obs) for s, sim, obs, _ in quantizer.seen] == [
+    assert [(s, sim, obs) for s, sim, obs, _ in seen] == [
         (0, False, True), (1, False, True), (2, True, True), (3, True, True), (4, True, False), (5, True, False),
         (6, True, False),
     ]  # fmt: skip
-    scales = [scale for *_, scale in quantizer.seen]
+    scales = [scale for *_, scale in seen]
     assert len(set(scales[:5])) == 5 and len(set(scales[4:])) == 1  # ranges follow the values until step 4
     trained = statistics[-6:]  # the calibration's steps come first
     assert not torch.equal(trained[1], trained[2]) and all(torch.equal(s, trained[2]) for s in trained[3:])
@@ -557,11 +563,11 @@ def test_the_schedule() -> None:
 def test_ranges_follow_the_training_from_a_step_on() -> None:
     model = make_net()
     schedule = {"observe_from": 2, "observe_until": 5}
-    quantizer = Steps([{}], make_evaluator(model), calibration_steps=2, observer="moving_average", schedule=schedule)
-    quantizer.seen = []
-    quantizer.compress(model, max_steps=6)
-    assert [obs for _, _, obs, _ in quantizer.seen] == [False, False, True, True, True, False, False]
-    scales = [scale for *_, scale in quantizer.seen]
+    settings = {"observer": "moving_average", "schedule": schedule}
+    quantizer = Quantizer([{}], make_evaluator(model), calibration_steps=2, **settings)
+    seen = trained_by(quantizer, model, max_steps=6)
+    assert [obs for _, _, obs, _ in seen] == [False, False, True, True, True, False, False]
+    scales = [scale for *_, scale in seen]
     assert len(set(scales[:3])) == 1 and len(set(scales[2:6])) == 4 and scales[5] == scales[6]
     x = batches()[2][0]  # of the first step whose range counts, a tenth of the moving average
     calibrated = [(x.min().item(), x.max().item()) for x, _ in batches()[:2]]
