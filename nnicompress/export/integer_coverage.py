@@ -49,6 +49,12 @@ _MOVES = frozenset(
     )
 )
 """Operators that move values, change their type or give a shape; they have no arithmetic to do in integers."""
+_ACTIVATIONS = frozenset(("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"))
+"""What onnxruntime makes part of a convolution or a product in float."""
+_BLOCKED = "_nchwc"
+"""Behind the name of what an operator makes, in the name of the one that makes it with channels in blocks."""
+FENCE = "Max"
+"""Of one tensor it changes nothing: `float_layers` puts it in front of layers that are to stay in float."""
 _BOOLEAN = frozenset(
     ("And", "Or", "Not", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf")
 )
@@ -99,6 +105,9 @@ class IntegerCoverage:
 
 def integer_coverage(path: Path) -> IntegerCoverage:
     """Look into the graph that onnxruntime makes of the file `path` on this machine."""
+    import onnx
+
+    layers = _layers(onnx.load(path, load_external_data=False).graph)
     model = optimised_graph(path)
     types = _types(model.graph)
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -111,19 +120,51 @@ def integer_coverage(path: Path) -> IntegerCoverage:
     for node in model.graph.node:
         if node.op_type in INTEGER_KERNELS:
             integer[node.op_type] += 1
-        elif node.op_type not in _MOVES and any(types.get(output) in _FLOATS for output in node.output):
-            floating.append(FloatOperator(node.name, node.op_type, _reason(node, makers, readers, types)))
+        elif _computes(node) and any(types.get(output) in _FLOATS for output in node.output):
+            floating.append(FloatOperator(node.name, node.op_type, _reason(node, makers, readers, types, layers)))
     return IntegerCoverage(dict(integer), tuple(floating))
 
 
-def _reason(node: Any, makers: Mapping[str, Any], readers: Mapping[str, list[Any]], types: Mapping[str, int]) -> str:
+def _computes(node: Any) -> bool:
+    return node.op_type not in _MOVES and not (node.op_type == FENCE and len(node.input) == 1)
+
+
+def _layers(graph: Any) -> dict[str, str]:
+    """What layers of the file make, also behind an activation function -> the module whose weights they have."""
+    found: dict[str, str] = {}
+    for node in graph.node:
+        module = _module(node.input[1]) if node.op_type in WEIGHTED else ""
+        if module:
+            found[node.output[0]] = module
+        elif node.op_type in _ACTIVATIONS and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _module(weight: str) -> str:
+    """The module's name in that of its weight in the file; empty where the weight was computed."""
+    module, _, parameter = weight.removeprefix("frozen.").rpartition(".")
+    return module if parameter == "weight" else ""
+
+
+def _reason(
+    node: Any,
+    makers: Mapping[str, Any],
+    readers: Mapping[str, list[Any]],
+    types: Mapping[str, int],
+    layers: Mapping[str, str],
+) -> str:
     if node.op_type not in _KERNEL_OF:
         return f"onnxruntime has no integer kernel for {node.op_type}"
     operands = [value for value in node.input[:2] if types.get(value) in _FLOATS]
     made = {value: makers[value].op_type if value in makers else "" for value in operands}
     bare = [value for value in operands if made[value] != "DequantizeLinear"]
     if bare:
-        return f"not quantized: {', '.join(bare)}"
+        if node.op_type in WEIGHTED and node.input[1] in bare:
+            layer = _module(node.input[1]) or layers.get(_name_in_file(node.output[0], makers))
+            if layer:
+                return f"not quantized: {layer}"
+        return f"not quantized: {', '.join(_name_in_file(value, makers) for value in bare)}"
     followers = [reader.op_type for output in node.output for reader in readers.get(output, [])]
     if node.op_type not in _NO_OUTPUT_NEEDED and followers != ["QuantizeLinear"]:
         found = ", ".join(sorted(set(followers))) or "the model's output"
@@ -132,6 +173,16 @@ def _reason(node: Any, makers: Mapping[str, Any], readers: Mapping[str, list[Any
     if activation:
         return f"{activation} stands between it and its quantized output"
     return f"onnxruntime did not make {_KERNEL_OF[node.op_type]} of it, with quantized operands"
+
+
+def _name_in_file(value: str, makers: Mapping[str, Any]) -> str:
+    """The name of a value before onnxruntime arranged its channels in blocks, where it was given one for that."""
+    maker = makers.get(value)
+    if maker is not None and maker.op_type == "ReorderInput":
+        return _name_in_file(maker.input[0], makers)
+    if maker is not None and maker.name.endswith(_BLOCKED):
+        return str(maker.name.removesuffix(_BLOCKED))
+    return value
 
 
 def _types(graph: Any) -> dict[str, int]:

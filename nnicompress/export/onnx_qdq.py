@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
+from nnicompress.export.float_layers import keep_in_float
 from nnicompress.export.program import capture_program
 from nnicompress.exporters import quiet, reason
 from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, dequantize, integer_dtype, quantize, run
@@ -28,7 +29,8 @@ def translate(frozen: FrozenModel, inputs: ModelInput) -> Any:
 
     Activations of fewer than 8 bits are uint8, clipped behind QuantizeLinear: a clip in front of it would keep
     onnxruntime from making one integer operator of it and the layer before. A linear layer is a Gemm between two
-    reshapes: onnxruntime makes one QGemm of it, bias included, and of MatMul and Add two operators.
+    reshapes: onnxruntime makes one QGemm of it, bias included, and of MatMul and Add two operators. Layers in float
+    between integers are fenced off: onnxruntime would quantize their weights by itself.
 
     Raises:
         JobError: the exporter can't translate the model, or its forward fixes its batch size.
@@ -42,6 +44,7 @@ def translate(frozen: FrozenModel, inputs: ModelInput) -> Any:
         assert translated is not None
     except Exception as error:  # the exporter raises whatever its passes raise
         raise JobError(f"the quantized model can't be translated to ONNX: {reason(error)}") from error
+    keep_in_float(translated.model.graph)
     translated.model.metadata_props[QUANTIZED_VALUES] = json.dumps(_quantized_values(program, frozen))
     return translated
 
