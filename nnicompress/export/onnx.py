@@ -83,6 +83,8 @@ def export_onnx(model: nn.Module, inputs: ModelInput, path: Path) -> None:
         translated = onnx_qdq.translate(model, inputs)
     else:
         translated = _translated(model, capture_program(model, inputs))
+    for node in translated.model.graph.all_nodes():  # each has where in whose files it was called, and the line itself
+        node.metadata_props.clear()
     translated.save(str(path), external_data=False)
 
 

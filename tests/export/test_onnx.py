@@ -35,6 +35,13 @@ def test_two_inputs_a_dict_and_any_batch(tmp_path: Path) -> None:
     assert set(loaded(*batches[0][0], **batches[0][1])) == {"sum", "mean"}
 
 
+def test_the_file_says_nothing_of_the_folders_and_the_code_it_was_made_from(tmp_path: Path) -> None:
+    model, example = TwoInputs().eval(), ((torch.randn(2, 3),), {"y": torch.randn(2, 5)})
+    onnx.export_onnx(model, example, tmp_path / "m.onnx")
+    written = (tmp_path / "m.onnx").read_bytes()
+    assert Path(__file__).name.encode() not in written and b"self.a(x)" not in written
+
+
 def test_missing_packages_are_named_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.require_packages()
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
