@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nnicompress.export.inference import LABELS, PREPROCESSING, TOKENIZER
 from nnicompress.export.standalone import DESCRIPTION, PACKAGES
 from nnicompress.pipeline.run_dir import CARD
+from nnicompress.quantization.frozen import FrozenModel
 from nnicompress.report import words
 from nnicompress.report.record import Report
 from nnicompress.report.rows import comparison, file_table
@@ -47,6 +48,7 @@ def render_card(report: Report, folder: Path) -> str:
         headline=words.headline(report),
         model_class=_class(description),
         class_name=description["class"].rpartition(".")[2],
+        frozen=description["class"].endswith(f".{FrozenModel.__name__}"),
         pruned=report.final.parameters < report.baseline.parameters,
         needs="".join(f", {root}" for root in roots if root in PACKAGES),
         own_code=", ".join(root for root in roots if root not in PACKAGES and root != "torch"),

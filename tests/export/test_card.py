@@ -72,6 +72,15 @@ def test_what_is_needed_to_use_it_is_said(tmp_path: Path) -> None:
     assert "\n\n\n" not in card
 
 
+def test_a_frozen_model_is_not_said_to_be_trainable(tmp_path: Path) -> None:
+    card = render_card(make_report(), model_folder(tmp_path))
+    assert "model = load()  # a MLP in evaluation mode, on the CPU; model.train() trains it on\n```" in card
+    card = render_card(
+        make_report(), model_folder(tmp_path, **{"class": "nnicompress.quantization.frozen.FrozenModel"})
+    )
+    assert "a FrozenModel in evaluation mode, on the CPU; it holds integers, and can't be trained\n```" in card
+
+
 def test_other_code_and_libraries_are_named(tmp_path: Path) -> None:
     node = {"_target_": "my_model.Net", "inner": {"_target_": "timm.create_model"}}
     card = render_card(make_report(), model_folder(tmp_path, build=node, **{"class": "my_model.Net"}))
