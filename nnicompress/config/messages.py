@@ -120,6 +120,9 @@ def _unknown_key(
     override = next((text for text in overrides if _key_of(text) == key or _key_of(text).startswith(f"{key}.")), None)
     hint = did_you_mean(last, known).replace(" '", f" '{head}." if head else " '")
     message = f"unknown key {key!r}{hint}"
+    mapping = next((text for text in overrides if key.startswith(f"{_key_of(text)}.") and "={" in text), None)
+    if override is None and mapping is not None and not mapping.startswith(("+", "~")):
+        return UnwrittenKey(message, override=mapping)
     if override is None:
         return ConfigError(message)
     if not hint:
