@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from nnicompress.errors import ConfigError, InputErrors, UserError, did_you_mean
-from nnicompress.settings import Settings
+from nnicompress.settings import Settings, key_at_fault
 
 S = TypeVar("S", bound=Settings)
 Targets = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
@@ -31,7 +31,7 @@ def with_targets(model: type[S], targets: Targets, settings: Mapping[str, Any], 
 def _config_errors(error: ValidationError, known: set[str]) -> list[UserError]:
     errors: list[UserError] = []
     for detail in error.errors():
-        *parents, last = (str(part) for part in detail["loc"]) if detail["loc"] else ("",)
+        *parents, last = [*map(str, detail["loc"]), *key_at_fault(detail)] or [""]
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = f"unknown key{did_you_mean(last, known)}"

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from nnicompress.config.resolve import SourceOf
 from nnicompress.errors import ConfigError, did_you_mean
+from nnicompress.settings import key_at_fault
 
 MISSING_VALUE = "a value is required; pass {key}=VALUE"
 
@@ -22,7 +23,7 @@ def config_errors(
     """One ConfigError for each wrong key of `values`, which were validated as `model` and lie below key `prefix`."""
     reasons: dict[str, list[str]] = {}
     for details in error.errors():
-        path = _path_in(values, details)
+        path = [*_path_in(values, details), *key_at_fault(details)]
         key = ".".join([prefix, *path] if prefix else path)
         if details["type"] == "extra_forbidden":
             parent = ".".join(key.split(".")[:-1])

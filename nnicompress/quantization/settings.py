@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from nnicompress.errors import did_you_mean
 from nnicompress.pruning.settings import Names, Patterns
-from nnicompress.settings import Settings
+from nnicompress.settings import SettingError, Settings
 from nnicompress.target_settings import with_targets
 
 DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
@@ -33,8 +33,12 @@ def _named(value: object) -> object:
 
 def _known(value: str, known: Sequence[str], what: str) -> str:
     if value not in known:
-        raise ValueError(f"no {what} named {value!r}{did_you_mean(value, known)}; known: {', '.join(known)}")
+        raise ValueError(_unknown(value, known, what))
     return value
+
+
+def _unknown(value: str, known: Sequence[str], what: str) -> str:
+    return f"no {what} named {value!r}{did_you_mean(value, known)}; known: {', '.join(known)}"
 
 
 def _dtype(value: str) -> str:
@@ -148,33 +152,45 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.target_names == ():
-            raise ValueError("target_names is empty")
+            raise SettingError("target_names is empty", at="target_names")
         asked = (*(self.target_names or ()), *self.target_settings)
+        where = {
+            **dict.fromkeys(self.target_settings, "target_settings"),
+            **dict.fromkeys(self.target_names or (), "target_names"),
+        }
         further = next((name for name in asked if re.fullmatch(r"_output_[1-9]\d*", name)), None)
         if further is not None:
-            raise ValueError(f"{further}: of what a module returns only the first tensor is quantized; give _output_")
+            raise SettingError(
+                f"{further}: of what a module returns only the first tensor is quantized; give _output_",
+                at=where[further],
+            )
         wrong = next((name for name in asked if TARGET_NAME.fullmatch(name) is None), None)
         if wrong is not None:
-            raise ValueError(
+            raise SettingError(
                 f"no tensor {wrong!r}{did_you_mean(wrong, TENSORS)}; there are {', '.join(TENSORS)}, and one of "
-                "several is _input_0"
+                "several is _input_0",
+                at=where[wrong],
             )
         known = self.target_names or TENSORS
         for name in self.target_settings:
             if name not in known and not any(_covers(other, name) for other in known):
                 hint = did_you_mean(name, known)
-                raise ValueError(f"target_settings has {name!r}, which is not in target_names{hint}")
+                raise SettingError(
+                    f"target_settings has {name!r}, which is not in target_names{hint}", at="target_settings"
+                )
         own = self.target_settings.get("bias")
         if own is not None and own.model_fields_set:
-            raise ValueError(
+            raise SettingError(
                 "target_settings has settings of bias, which has none: it is int32, in units of the input's scale "
-                "times the weight's"
+                "times the weight's",
+                at="target_settings.bias",
             )
         given = self.target_names or ("weight", "_input_")
         if "bias" in given and not ("weight" in given and any(name.startswith("_input_") for name in given)):
-            raise ValueError(
+            raise SettingError(
                 "a bias is quantized in units of its input's scale times its weight's: target_names with bias need "
-                "weight and _input_"
+                "weight and _input_",
+                at="target_names",
             )
         return self
 
@@ -210,9 +226,10 @@ class QuantizationTargetSettings(QuantizationTensorSettings):
 
     def key_of(self, name: str, setting: str) -> str:
         """Where `setting` of tensor `name` is written, below the target: `target_settings.weight.granularity`."""
-        special = self.target_settings.get(name)
-        own = special is not None and setting in special.model_fields_set
-        return f"target_settings.{name}.{setting}" if own else setting
+        for special_name, special in reversed(self.target_settings.items()):
+            if (special_name == name or _covers(special_name, name)) and setting in special.model_fields_set:
+                return f"target_settings.{special_name}.{setting}"
+        return setting
 
     def names(self, name: str) -> bool:
         """Whether `name` (`weight`, `_input_0`) is among the tensors; by default all are."""
@@ -259,21 +276,29 @@ def _check_weight(target: QuantizationTargetSettings, method: str, backend: str)
     weight = target.of_tensor("weight")
     own = target.target_settings.get("weight")
     if own is not None and own.observer is not None and own.observer.name not in WEIGHT_OBSERVERS:
-        raise ValueError(f"a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+        raise SettingError(
+            f"a weight's observer is one of {', '.join(WEIGHT_OBSERVERS)}", at="target_settings.weight.observer"
+        )
     if weight.observer is not None and method != "observed":
-        raise ValueError(f"observer belongs to method observed: {method} finds its scales without one")
+        raise SettingError(_needless("observer", method), at=target.key_of("weight", "observer"))
+    granularity = target.key_of("weight", "granularity")
     if method in ("dorefa", "bnn") and weight.granularity not in (None, "default", "tensor"):
-        raise ValueError(f"{method} takes one scale a tensor, which is fixed; leave granularity out")
+        raise SettingError(f"{method} takes one scale a tensor, which is fixed; leave granularity out", at=granularity)
     blocks = isinstance(weight.granularity, tuple) and weight.granularity[1] is not None
     if blocks and method != "observed":
-        raise ValueError(f"{method} takes one scale a tensor or a channel, not one a block")
+        raise SettingError(f"{method} takes one scale a tensor or a channel, not one a block", at=granularity)
     if blocks and backend != "none":
-        raise ValueError(f"{backend} has no integer kernels for blocks; use granularity: channel, or backend: none")
+        raise SettingError(
+            f"{backend} has no integer kernels for blocks; use granularity: channel, or backend: none", at=granularity
+        )
     if method == "dorefa" and weight.quant_dtype in (None, "int8", "uint8"):
-        raise ValueError(
+        what = (
             "dorefa's weights need a quant_dtype of 2 to 7 bits: their levels lie at odd integers, which take one bit "
             "more"
         )
+        if weight.quant_dtype is None:
+            raise ValueError(what)
+        raise SettingError(what, at=target.key_of("weight", "quant_dtype"))
 
 
 def _check_activations(
@@ -285,32 +310,43 @@ def _check_activations(
             continue
         own = target.of_tensor(name)
         if own.observer is not None and method != "observed":
-            raise ValueError(f"observer belongs to method observed: {method} finds its scales without one")
+            raise SettingError(_needless("observer", method), at=target.key_of(name, "observer"))
         # DoReFa's activations are unsigned whatever their bits are called.
         if backend != "none" and method != "dorefa" and (own.quant_dtype or "uint8").startswith("int"):
-            raise ValueError(
+            raise SettingError(
                 f"{backend} has integer kernels for unsigned activations alone; give activations "
-                f"u{own.quant_dtype}, and {own.quant_dtype} to weight in target_settings"
+                f"u{own.quant_dtype}, and {own.quant_dtype} to weight in target_settings",
+                at=target.key_of(name, "quant_dtype"),
             )
+        granularity = target.key_of(name, "granularity")
         if own.granularity in (None, "default", "tensor"):
             continue
         if method in ("dorefa", "bnn"):
-            raise ValueError(f"{method} takes one scale a tensor, which is fixed; leave granularity out")
+            raise SettingError(
+                f"{method} takes one scale a tensor, which is fixed; leave granularity out", at=granularity
+            )
         if backend != "none":
-            raise ValueError(
+            raise SettingError(
                 f"{backend} runs activations in integers with one scale a tensor; give the granularity to weight in "
-                "target_settings"
+                "target_settings",
+                at=granularity,
             )
         if isinstance(own.granularity, tuple) and own.granularity[1] is not None:
-            raise ValueError(
+            raise SettingError(
                 "activations have one scale a tensor or a channel, not one a block; give the granularity to weight in "
-                "target_settings"
+                "target_settings",
+                at=granularity,
             )
         if method == "lsq_plus" or (own.observer or observer).name not in TRAINABLE_OBSERVERS:
-            raise ValueError(
+            raise SettingError(
                 "ranges of single channels of activations are found by min_max and moving_average; give the "
-                "granularity to weight in target_settings, or one of these observers"
+                "granularity to weight in target_settings, or one of these observers",
+                at=granularity,
             )
+
+
+def _needless(observer: str, method: str) -> str:
+    return f"{observer} belongs to method observed: {method} finds its scales without one"
 
 
 class QuantizerSettings(Settings):
@@ -348,30 +384,35 @@ class QuantizerSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.targets:
-            raise ValueError("targets is empty: a quantizer needs at least one")
-        _known(self.method, METHODS, "method")
+            raise SettingError("targets is empty: a quantizer needs at least one", at="targets")
+        if self.method not in METHODS:
+            raise SettingError(_unknown(self.method, METHODS, "method"), at="method")
         if self.gradient_bits is not None and self.method != "dorefa":
-            raise ValueError(f"gradient_bits belongs to dorefa, and the method is {self.method}")
+            raise SettingError(f"gradient_bits belongs to dorefa, and the method is {self.method}", at="gradient_bits")
         if self.method != "observed" and not self.trains:
-            raise ValueError(f"{self.method} learns in training: it takes no trains: false")
-        follows = next((n for n in ("observe_from", "observe_until") if getattr(self.schedule, n)), None)
+            raise SettingError(f"{self.method} learns in training: it takes no trains: false", at="trains")
+        follows = next((name for name in ("observe_from", "observe_until") if getattr(self.schedule, name)), None)
         if follows is not None and self.method != "observed":
-            raise ValueError(
-                f"schedule.{follows} belongs to method observed: {self.method} has no ranges that follow the values"
+            raise SettingError(
+                f"it belongs to method observed: {self.method} has no ranges that follow the values",
+                at=f"schedule.{follows}",
             )
-        if self.schedule != QuantizationScheduleSettings() and not self.trains:
-            raise ValueError("schedule counts the steps of a training, and there is none with trains: false")
+        if not self.trains and self.schedule != QuantizationScheduleSettings():
+            raise SettingError("it counts steps of a training, and there is none: trains is false", at="schedule")
         if self.bias_correction and (self.trains or self.method != "observed"):
-            raise ValueError("bias_correction is for quantization without training: it needs trains: false")
+            raise SettingError(
+                "bias_correction is for quantization without training: it needs trains: false", at="bias_correction"
+            )
         if self.method == "bnn" and self.backend != "none":
-            raise ValueError(
-                "bnn's activations are -1 and 1, which onnxruntime_x86 can't run in integers; set backend: none"
+            raise SettingError(
+                "bnn's activations are -1 and 1, which onnxruntime_x86 can't run in integers; set backend: none",
+                at="backend",
             )
         if self.weight_observer.name not in WEIGHT_OBSERVERS:
-            raise ValueError(f"weight_observer is one of {', '.join(WEIGHT_OBSERVERS)}")
+            raise SettingError(f"weight_observer is one of {', '.join(WEIGHT_OBSERVERS)}", at="weight_observer")
         given = next((name for name in ("observer", "weight_observer") if name in self.model_fields_set), None)
         if given is not None and self.method != "observed":
-            raise ValueError(f"{given} belongs to method observed: {self.method} finds its scales without one")
+            raise SettingError(_needless(given, self.method), at=given)
         return self
 
     @classmethod

@@ -171,9 +171,23 @@ WEIGHT = "+compressor.targets.all.target_settings={weight: "
         ),
         (
             ["compressor=dorefa", "compressor.targets.all.target_settings.weight.quant_dtype=int8"],
-            "compressor.targets.all: dorefa's weights need a quant_dtype of 2 to 7 bits",
+            "compressor.targets.all.target_settings.weight.quant_dtype: dorefa's weights need a quant_dtype of 2 to 7",
         ),
-        (["compressor=lsq", "+compressor.observer=mse"], "compressor: observer belongs to method observed"),
+        (["compressor=lsq", "+compressor.observer=mse"], "compressor.observer: observer belongs to method observed"),
+        (
+            ["compressor.method=lsqq"],
+            "compressor.method: no method named 'lsqq'; did you mean 'lsq'?; known: observed, lsq, lsq_plus, dorefa, "
+            "bnn (command line)",
+        ),
+        (
+            ["compressor.targets.all={target_settings: {_input_: {granularity: channel}}}"],
+            "compressor.targets.all.target_settings._input_.granularity: onnxruntime_x86 runs activations in integers",
+        ),
+        (
+            ["compressor.targets.all={target_names: [weight, gamma]}"],
+            "compressor.targets.all.target_names: no tensor 'gamma'; there are _input_, weight, bias, _output_, and "
+            "one of several is _input_0 (command line)",
+        ),
     ],
 )
 def test_what_a_runtime_or_a_file_can_not_hold_of_a_quantizer_is_one_line(overrides: list[str], line: str) -> None:

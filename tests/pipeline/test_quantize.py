@@ -277,8 +277,8 @@ WRONG = {
         "compressor.targets.all.granularity: no granularity named 'chanel'; did you mean 'channel'?"
     ),
     "+compressor.targets.all.target_settings={weight: {granularity: {axis: 1, block_size: 5}}}": (
-        "compressor.targets.all: onnxruntime_x86 has no integer kernels for blocks; use granularity: channel, or "
-        "backend: none"
+        "compressor.targets.all.target_settings.weight.granularity: onnxruntime_x86 has no integer kernels for blocks; "
+        "use granularity: channel, or backend: none"
     ),
     "+compressor.targets.all.target_settings={weight: {granularity: {axis: 4}}}": (
         "compressor.targets.all.target_settings.weight.granularity: conv1.weight: a tensor of shape "
@@ -289,7 +289,7 @@ WRONG = {
         "compressor.targets.all.target_names: _input_3 is no input that is quantized: Conv2d has 1 input, Linear has 1"
     ),
     "+compressor.targets.all.target_names=[_inptu_]": (
-        "compressor.targets.all: no tensor '_inptu_'; did you mean '_input_'?; there are"
+        "compressor.targets.all.target_names: no tensor '_inptu_'; did you mean '_input_'?; there are"
     ),
     "+compressor.targets.all.op_names=[conv7]": "compressor.targets.all.op_names: no module named 'conv7' in ResNet",
     "+compressor.targets.all.op_types=[Conv3d]": "compressor.targets.all.op_types: no module of type 'Conv3d' in",

@@ -34,8 +34,8 @@ from tests.quantization.simple import make_evaluator, make_net
         ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
         ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
         ({"method": "lsq", "weight_observer": "mse"}, "weight_observer belongs to method observed"),
-        ({"method": "lsq", "schedule": {"observe_until": 5}}, "schedule.observe_until belongs to method observed: lsq"),
-        ({"trains": False, "schedule": {"simulate_from": 5}}, "schedule counts the steps of a training"),
+        ({"method": "lsq", "schedule": {"observe_until": 5}}, "schedule.observe_until: it belongs to method observed: lsq"),
+        ({"trains": False, "schedule": {"simulate_from": 5}}, "schedule: it counts steps of a training"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -69,7 +69,10 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ({"target_names": ["bias"]}, "target_names with bias need weight and _input_"),
         ({"target_names": ["bias", "weight"]}, "target_names with bias need weight and _input_"),
         ({"target_settings": {"bias": {"quant_dtype": "int8"}}}, "settings of bias, which has none: it is int32"),
-        ({"target_settings": {"weight": {"observer": "percentile"}}}, "targets.0: a weight's observer is one of"),
+        (
+            {"target_settings": {"weight": {"observer": "percentile"}}},
+            "targets.0.target_settings.weight.observer: a weight's",
+        ),
     ],
 )
 def test_wrong_targets(target: dict[str, Any], message: str) -> None:
@@ -102,5 +105,5 @@ WEIGHT_BY_ERROR = {"target_settings": {"weight": {"observer": "mse"}}}
     ],
 )
 def test_wrong_targets_of_any_backend(target: dict[str, Any], settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputErrors, match=f"^targets.0: .*{message}"):
+    with pytest.raises(InputErrors, match=f"^targets.0[^:]*: .*{message}"):
         Quantizer([target], make_evaluator(make_net()), backend="none", **settings)
