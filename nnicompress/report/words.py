@@ -29,12 +29,16 @@ def count(value: int | None) -> str:
     return f"{value:,}"
 
 
+_ROUNDED_TO_ONE = 0.9995
+"""Of a unit, this and more would be `1e+03` of the smaller one, in three digits."""
+
+
 def size(value: int | None) -> str:
     """Decimal kilobytes and megabytes: `1.12 MB`."""
     if value is None:
         return MISSING
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= step:
+        if value >= step * _ROUNDED_TO_ONE:
             return f"{value / step:.3g} {unit}"
     return f"{value} B"
 
@@ -43,18 +47,19 @@ def seconds(value: float | None) -> str:
     """Milliseconds below a second: `1.83 ms`, `12.4 s`, `3 min 05 s`."""
     if value is None:
         return MISSING
-    if value < 1:
+    if value < _ROUNDED_TO_ONE:
         return f"{value * 1e3:.3g} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
-    return f"{int(value // 60)} min {int(value % 60):02d} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
 
 
 def latency(record: LatencyRecord | None) -> str:
     """The median: `1.83 ms`."""
     if record is None:
         return MISSING
-    scale, unit = (1e3, "ms") if record.median < 1 else (1.0, "s")
+    scale, unit = (1e3, "ms") if record.median < _ROUNDED_TO_ONE else (1.0, "s")
     return f"{three_digits(record.median * scale)} {unit}"
 
 
@@ -62,13 +67,13 @@ def spread(record: LatencyRecord | None) -> str:
     """The quartiles, in the unit of the median: `1.79–1.90`."""
     if record is None:
         return ""
-    scale = 1e3 if record.median < 1 else 1.0
+    scale = 1e3 if record.median < _ROUNDED_TO_ONE else 1.0
     return f"{three_digits(record.low * scale)}–{three_digits(record.high * scale)}"
 
 
 def three_digits(value: float) -> str:
     """Three significant digits, trailing zeros kept: `1.90`."""
-    return f"{value:#.3g}".removesuffix(".")
+    return f"{value:.0f}" if value >= 999.5 else f"{value:#.3g}".removesuffix(".")
 
 
 class OfMetric(Protocol):

@@ -13,12 +13,20 @@ def test_counts(value: int | None, text: str) -> None:
     assert words.count(None if value is None else int(value)) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(512, "512 B"), (430_244, "430 kB"), (1_340_385, "1.34 MB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(512, "512 B"), (430_244, "430 kB"), (999_960, "1 MB"), (1_340_385, "1.34 MB")]
+)
 def test_sizes(value: int, text: str) -> None:
     assert words.size(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.00183, "1.83 ms"), (12.44, "12.4 s"), (185.0, "3 min 05 s")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.00183, "1.83 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (12.44, "12.4 s"), (59.97, "1 min 00 s")),
+        *((119.7, "2 min 00 s"), (185.0, "3 min 05 s")),
+    ],
+)
 def test_times(value: float, text: str) -> None:
     assert words.seconds(value) == text
 
@@ -26,6 +34,7 @@ def test_times(value: float, text: str) -> None:
 def test_a_latency_keeps_three_digits() -> None:
     assert (words.latency(latency(1, 0.0019)), words.spread(latency(1, 0.002))) == ("1.90 ms", "1.90–2.10")
     assert (words.latency(latency(1, 0.15)), words.spread(None)) == ("150 ms", "")
+    assert words.latency(latency(1, 0.9999)) == "1.00 s" and words.spread(latency(1, 0.99)) == "940–1040"
 
 
 def test_the_first_line_names_speed_cost_and_quality() -> None:
