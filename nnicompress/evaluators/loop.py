@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.data_parallel import Alone
 from nnicompress.evaluators.losses import LossReader, loss_of
+from nnicompress.evaluators.null_optimizer import NullOptimizer
 from nnicompress.evaluators.precision import Precision, autocast
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.training_step import device_of, to_device
@@ -205,6 +206,7 @@ class _Run:
         self.loop, self.model, self.optimizers, self.schedulers = loop, model, optimizers, schedulers
         self.training_step, self.connection = training_step, loop._connection
         self.parallel = self.connection.parallel
+        self.dry = isinstance(optimizers[0], NullOptimizer)
         self.device, self.reader = device_of(model), LossReader()
         for scheduler in schedulers:
             validates = loop.validate_every == 1 and self.connection.evaluate is not None
@@ -227,6 +229,11 @@ class _Run:
             with self.parallel.passes(place):
                 with autocast(loop.precision, self.device):
                     loss = loss_of(self.training_step(batch, self.model))
+                if not loss.requires_grad:
+                    raise UserError(
+                        "the loss depends on no parameter with requires_grad: call model.requires_grad_(True), or thaw "
+                        "some of its layers"
+                    )
                 (loss if len(window) == 1 else loss / len(window)).backward()  # type: ignore[no-untyped-call]
             self.reader.put(loss, (at.steps + 1, at.epoch + 1))
         self.check_losses()
@@ -259,6 +266,11 @@ class _Run:
         """Raise a JobError for the first loss that is not finite, among those that have arrived."""
         for loss, (step, epoch) in self.reader.flush() if wait else self.reader.ready():
             if not math.isfinite(loss):
+                if self.dry:
+                    raise JobError(
+                        f"the loss is {loss} on batch {step}, and no weight was changed on the way there; look for "
+                        "such values in the data and in the weights"
+                    )
                 rate = float(self.optimizers[0].param_groups[0]["lr"])
                 raise JobError(
                     f"the loss is {loss} at step {step} (epoch {epoch}); lower the learning rate (it is {rate:g} now), "

@@ -226,6 +226,20 @@ def test_a_loss_that_is_not_finite_ends_the_job_before_the_step() -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
+def test_a_loss_that_is_not_finite_where_nothing_is_trained_is_no_matter_of_the_learning_rate() -> None:
+    model = make_model()
+    evaluator = make_evaluator(model, TrainingLoop(make_loader), lambda batch, model: training_step(batch, model) / 0)
+    with evaluator.bound(model), pytest.raises(JobError, match="the loss is inf on batch 1, and no weight was changed"):
+        evaluator.iterate(2)
+
+
+def test_a_model_without_a_parameter_to_train_is_refused() -> None:
+    model = make_model().requires_grad_(False)
+    evaluator = make_evaluator(model, TrainingLoop(make_loader))
+    with evaluator.bound(model), pytest.raises(UserError, match="the loss depends on no parameter with requires_grad"):
+        evaluator.train(max_epochs=1)
+
+
 def test_bfloat16_runs_the_model_under_autocast_and_keeps_float32_weights() -> None:
     model, dtypes = make_model(), []
 
