@@ -56,6 +56,9 @@ def locate(
         if not override.is_delete():
             key = _normal(override.key_or_group)
             found.update({name: COMMAND_LINE for name in _flattened(key, override.value())})
+            parts = key.split(".")
+            for length in range(1, len(parts)):  # settings that no file writes come from here, too
+                found.setdefault(".".join(parts[:length]), COMMAND_LINE)
     return found
 
 

@@ -127,7 +127,10 @@ def _unknown_key(
         return ConfigError(message)
     if not hint:
         message += f"; to add a key that the recipe does not have, write +{override}"
-    if head and _key_of(override) == key and isinstance(parent, DictConfig) and not override.startswith("~"):
+    # A key below settings that no file writes, unless these are nearly a written name, or may have any name.
+    misspelt = bool(did_you_mean(last, known)) or head.rpartition(".")[2] == "targets"
+    below = head and (_key_of(override) == key or not misspelt)
+    if below and isinstance(parent, DictConfig) and not override.startswith("~"):
         return UnwrittenKey(message, override=override)
     return OverrideError(message, override=override)
 

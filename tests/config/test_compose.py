@@ -101,6 +101,11 @@ def test_a_setting_that_no_file_writes_is_given_like_any_other() -> None:
     assert composed.config.stages.evaluate.seconds == 0.5
     assert composed.config.optimizer.maximize is True
     assert composed.origin.source_of("optimizer.maximize") == "command line"
+    composed = compose_with_origin(["recipe=ptq_resnet", "compressor.targets.all.target_settings.weight.observer=mse"])
+    assert composed.config.compressor.targets.all.target_settings.weight.observer == "mse"
+    assert composed.origin.source_of("compressor.targets.all.target_settings") == "command line"
+    with pytest.raises(ConfigError, match="unknown key 'compressor.targets.mine'; to add a key"):
+        compose(["recipe=ptq_resnet", "compressor.targets.mine.observer=mse"])
 
 
 def test_a_mapping_on_the_command_line_may_hold_settings_that_no_file_writes() -> None:
