@@ -21,6 +21,12 @@ OBSERVERS = ("min_max", "moving_average", "histogram", "percentile", "mse")
 TRAINABLE_OBSERVERS = ("min_max", "moving_average")
 """Observers that can follow a training; the others look at the calibration's batches twice."""
 WEIGHT_OBSERVERS = ("min_max", "mse")
+_OBSERVERS_WITH = {
+    "momentum": ("moving_average",),
+    "percentile": ("percentile",),
+    "bins": ("histogram", "percentile", "mse"),
+}
+"""Settings of an observer -> those that have them."""
 FUNCTIONS = ("add", "cat", "matmul", "scaled_dot_product_attention")
 GRANULARITIES = ("default", "tensor", "channel")
 TENSORS = ("_input_", "weight", "bias", "_output_")
@@ -107,6 +113,10 @@ class ObserverSettings(Settings):
     @model_validator(mode="after")
     def _is_known(self) -> Self:
         _known(self.name, OBSERVERS, "observer")
+        for setting, names in _OBSERVERS_WITH.items():
+            # A preset's value stays where a recipe changes the name alone; it is the default.
+            if self.name not in names and getattr(self, setting) != type(self).model_fields[setting].default:
+                raise SettingError(f"it belongs to {' and '.join(names)}, and the observer is {self.name}", at=setting)
         return self
 
 
@@ -399,6 +409,8 @@ class QuantizerSettings(Settings):
             )
         if not self.trains and self.schedule != QuantizationScheduleSettings():
             raise SettingError("it counts steps of a training, and there is none: trains is false", at="schedule")
+        if not self.trains and self.kernel == "compiled":
+            raise SettingError("it serves a training, and there is none: trains is false", at="kernel")
         if self.bias_correction and (self.trains or self.method != "observed"):
             raise SettingError(
                 "bias_correction is for quantization without training: it needs trains: false", at="bias_correction"

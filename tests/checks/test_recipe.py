@@ -175,6 +175,18 @@ WEIGHT = "+compressor.targets.all.target_settings={weight: "
         ),
         (["compressor=lsq", "+compressor.observer=mse"], "compressor.observer: observer belongs to method observed"),
         (
+            ["compressor.observer={name: min_max, momentum: 0.5}"],
+            "compressor.observer.momentum: it belongs to moving_average, and the observer is min_max (command line)",
+        ),
+        (
+            ["compressor=ptq", "~stages.quantize.max_epochs", "compressor.schedule.freeze_batch_norm_at=5"],
+            "compressor.schedule: it counts steps of a training, and there is none: trains is false (command line)",
+        ),
+        (
+            ["compressor=ptq", "~stages.quantize.max_epochs", "compressor.kernel=compiled"],
+            "compressor.kernel: it serves a training, and there is none: trains is false (command line)",
+        ),
+        (
             ["compressor.method=lsqq"],
             "compressor.method: no method named 'lsqq'; did you mean 'lsq'?; known: observed, lsq, lsq_plus, dorefa, "
             "bnn (command line)",

@@ -109,8 +109,8 @@ def test_a_setting_that_no_file_writes_is_given_like_any_other() -> None:
 
 
 def test_a_mapping_on_the_command_line_may_hold_settings_that_no_file_writes() -> None:
-    config = compose(["recipe=qat_resnet", "compressor.observer={name: min_max, bins: 512}"])
-    assert dict(config.compressor.observer) == {"name": "min_max", "momentum": 0.1, "bins": 512}
+    config = compose(["recipe=qat_resnet", "compressor.observer={name: mse, bins: 512}"])
+    assert dict(config.compressor.observer) == {"name": "mse", "momentum": 0.1, "bins": 512}
 
 
 def test_a_preset_placed_into_a_stage_keeps_the_order_of_the_file(tmp_path: Path) -> None:
