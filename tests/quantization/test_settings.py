@@ -34,7 +34,7 @@ from tests.quantization.simple import make_evaluator, make_net
         ({"method": "dorefa"}, "targets.0: dorefa's weights need a quant_dtype of 2 to 7 bits"),
         ({"method": "lsq", "observer": "mse"}, "observer belongs to method observed: lsq finds its scales without one"),
         ({"method": "lsq", "weight_observer": "mse"}, "weight_observer belongs to method observed"),
-        ({"method": "lsq", "schedule": {"observe_until": 5}}, "schedule.observe_until: it belongs to method observed: lsq"),
+        ({"method": "lsq", "schedule": {"observe_until": 5}}, "schedule.observe_until: it belongs to method observed"),
         ({"trains": False, "schedule": {"simulate_from": 5}}, "schedule: it counts steps of a training"),
     ],
 )
