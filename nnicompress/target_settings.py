@@ -13,6 +13,8 @@ from nnicompress.settings import Settings, key_at_fault
 S = TypeVar("S", bound=Settings)
 Targets = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
+_EXAMPLE = '{"op_types": ["Conv2d"]}'
+
 
 def with_targets(model: type[S], targets: Targets, settings: Mapping[str, Any], groups: Iterable[type[Settings]]) -> S:
     """`model` with these targets, named `0`, `1` ... where they are a list; `groups` have the keys that it knows.
@@ -20,6 +22,9 @@ def with_targets(model: type[S], targets: Targets, settings: Mapping[str, Any], 
     Raises:
         InputErrors: every wrong key or value, each with its dotted key.
     """
+    given: object = targets
+    if isinstance(given, str) or not isinstance(given, Sequence | Mapping):
+        raise InputErrors([ConfigError(f"{given!r} is no list of targets; give [{_EXAMPLE}]", key="targets")])
     named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
     try:
         return model.model_validate({"targets": named, **settings})
@@ -35,5 +40,8 @@ def _config_errors(error: ValidationError, known: set[str]) -> list[UserError]:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = f"unknown key{did_you_mean(last, known)}"
+        elif detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            hint = f"; give {_EXAMPLE}" if parents == ["targets"] else ""
+            message = f"{detail['input']!r} is no dict of settings{hint}"
         errors.append(ConfigError(message, key=".".join([*parents, last]) or None))
     return errors

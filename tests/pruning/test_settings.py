@@ -57,6 +57,19 @@ def test_wrong_targets_are_refused_in_plain_words(changes, line):
 
 
 @pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        ("Conv2d", """targets: 'Conv2d' is no list of targets; give [{"op_types": ["Conv2d"]}]"""),
+        (["Conv2d"], """targets.0: 'Conv2d' is no dict of settings; give {"op_types": ["Conv2d"]}"""),
+    ],
+)
+def test_targets_that_are_no_list_of_dicts_are_refused_in_plain_words(targets, line):
+    with pytest.raises(InputErrors) as caught:
+        PrunerSettings.from_targets(targets)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
     ("settings", "line"),
     [
         ({"importance": "tailor"}, "importance: no importance named 'tailor'; did you mean 'taylor'"),
