@@ -107,6 +107,8 @@ class TorchEvaluator(EvaluatorBase):
         self, max_steps: int | None, max_epochs: int | None, resume: Mapping[str, Any] | None
     ) -> tuple[TrainResult, str | None]:
         """Run the training_func; it is stopped at about twice as many steps as it was asked for."""
+        if max_steps is None and max_epochs is None:  # a loop of one's own might never end
+            raise UserError("train() needs max_epochs or max_steps: train(max_epochs=3)")
         self._training = training = Training(
             self._loop(),
             self.model,

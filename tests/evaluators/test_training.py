@@ -399,6 +399,8 @@ def test_asking_for_no_training_is_an_error() -> None:
         pass
     evaluator = make_evaluator(model)
     with evaluator.bound(model):
+        with pytest.raises(UserError, match="needs max_epochs or max_steps"):
+            evaluator.train()
         with pytest.raises(UserError, match="max_steps=0 asks for no training"):
             evaluator.train(max_steps=0)
         with pytest.raises(UserError, match="iterate\\(0\\)"):
