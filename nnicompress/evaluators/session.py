@@ -15,6 +15,7 @@ from nnicompress import exchange
 from nnicompress.errors import UserError
 from nnicompress.evaluators.contract import Penalty, StepEvent, StepHook
 from nnicompress.evaluators.losses import LossReader, loss_of, with_loss
+from nnicompress.evaluators.null_optimizer import NullOptimizer
 from nnicompress.evaluators.penalties import PenaltyGradient
 from nnicompress.evaluators.registry import Registry
 
@@ -92,6 +93,9 @@ class Session:
         self.calls = 0
         self._training_step, self._on_step, self._closures = training_step, on_step, closures
         self._without_loss = without_loss
+        # Batches of a frozen model can be looked at all the same: a calibration changes no weight.
+        dry = any(isinstance(optimizer, NullOptimizer) for optimizer in self.optimizers)
+        self._nothing_to_train = dry and not any(parameter.requires_grad for parameter in model.parameters())
         self._penalty = PenaltyGradient(hooks.penalties, len(self.optimizers))
         self._reader = LossReader()
         self._loss: Tensor | None = None
@@ -120,6 +124,8 @@ class Session:
 
         A step's loss is the mean of its batches' losses, or their sum where the engine divided them before (`adds_up`).
         """
+        if self._nothing_to_train and torch.is_grad_enabled():
+            loss = loss + torch.zeros((), device=loss.device, requires_grad=True)  # the loop's backward has an end
         if not loss.requires_grad:  # a measurement inside the loop, not a step of it
             return loss
         self.calls += 1

@@ -36,6 +36,18 @@ def numbers() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("loop", [user_loop, TrainingLoop(make_loader)])
+def test_batches_of_a_frozen_model_are_shown(loop: Any) -> None:
+    model, seen = make_model().requires_grad_(False), list[torch.Tensor]()
+    evaluator = make_evaluator(model, loop)
+    model.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    with evaluator.bound(model):
+        evaluator.iterate(3)
+        assert len(seen) == 3
+        with pytest.raises((UserError, RuntimeError), match="requires_grad|require grad"):
+            evaluator.train(max_steps=1)
+
+
+@pytest.mark.parametrize("loop", [user_loop, TrainingLoop(make_loader)])
 def test_the_gradients_are_those_of_a_backward_by_hand(loop: Any) -> None:
     model, expected = make_model(), make_model()
     evaluator = make_evaluator(model, loop, lr_schedulers=trace(OneCycleLR)(max_lr=0.1))

@@ -132,3 +132,13 @@ def test_a_training_step_that_calls_only_a_part_is_one_line() -> None:
             JobError, match="the calibration found no numbers at .*training_step doesn't call the model"
         ):
             quantizer.compress(model)
+
+
+def test_a_model_that_is_frozen_is_calibrated_as_one_that_is_not() -> None:
+    model = make_net()
+    expected = compressed(model, trains=False, target={})
+    found = compressed(model.requires_grad_(False), trains=False, target={})
+    assert found.tensors.keys() == expected.tensors.keys()
+    for place, tensor in found.tensors.items():
+        assert torch.equal(tensor.scale, expected.tensors[place].scale), place
+    assert not any(parameter.requires_grad for parameter in model.parameters())

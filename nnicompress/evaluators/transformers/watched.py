@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -69,7 +70,7 @@ class Watched(_Trainer):
         loss = found[0] if isinstance(found, tuple) else found
         if not isinstance(loss, Tensor):
             raise UserError(f"{type(self).__name__}.compute_loss returned {type(loss).__name__}; it must be a tensor")
-        if not loss.requires_grad:
+        if not torch.is_grad_enabled():  # an evaluation
             if self._tokens is not None and isinstance(found, tuple) and labels is not None:
                 self._tokens.add(found[1], labels)
             return found

@@ -118,6 +118,15 @@ def test_weights_buffers_gradients_modes_loaders_and_random_states_are_as_before
     assert vars(model) == attributes
 
 
+def test_batches_of_a_frozen_model_are_shown() -> None:
+    model, seen = Net().requires_grad_(False), list[Tensor]()
+    evaluator = make_evaluator()
+    model.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    with evaluator.bound(model):
+        evaluator.iterate(3)
+    assert len(seen) == 3
+
+
 def test_iterating_first_does_not_change_the_training() -> None:
     results = []
     for iterations in (0, 3):

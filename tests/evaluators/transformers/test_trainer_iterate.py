@@ -160,3 +160,12 @@ def test_a_model_without_a_loss_is_told(model: nn.Module, message: str) -> None:
         for call in (lambda: evaluator.iterate(1), lambda: evaluator.train(max_steps=1)):
             with pytest.raises(UserError, match=message):
                 call()
+
+
+def test_batches_of_a_frozen_model_are_shown() -> None:
+    model, seen = make_bert().requires_grad_(False), list[Any]()
+    evaluator = make_evaluator()
+    model.register_forward_hook(lambda module, args, kwargs, output: seen.append(kwargs), with_kwargs=True)
+    with evaluator.bound(model):
+        evaluator.iterate(3)
+    assert len(seen) == 3
