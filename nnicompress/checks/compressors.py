@@ -172,4 +172,5 @@ def _checked(compressor: _Plans[PlanT], model: nn.Module) -> PlanT:
 def _quantized(key: str, settings: QuantizerSettings, plan: Plan) -> TargetMatch:
     counts = {"weight": len(plan.weights), "activation": len(plan.activations), "bias": len(plan.biases)}
     tensors = tuple(f"{count} {word}{'es' if word == 'bias' else 's'}" for word, count in counts.items() if count)
-    return TargetMatch(key, f"{settings.method} for {settings.backend}", tuple(plan.layers), tensors)
+    what = f"{settings.method} for {settings.backend}"
+    return TargetMatch(key, what, tuple(plan.layers), tensors, in_float=tuple(plan.unquantized))

@@ -29,6 +29,8 @@ class TargetMatch:
     """Names within each module: `weight`."""
     widths: tuple[str, ...] = ()
     """Where a kind of width is pruned, those that they produce, by size: `4 heads: layers.0.q_proj, ...`."""
+    in_float: tuple[str, ...] = ()
+    """What a quantizer selects and leaves in float, each with the reason."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def print_check(found: CheckReport) -> None:
         print(_filled(", ".join(target.modules)))
         for widths in target.widths:
             print(_filled(f"prunes {widths}"))
+        for left in target.in_float:
+            print(_filled(f"leaves in float {left}"))
     print("\nthe recipe is right")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from nnicompress.checks.outcome import CheckReport
 from nnicompress.checks.recipe import check, check_recipe
+from nnicompress.commands.display import print_check
 from nnicompress.config.compose import compose_with_origin
 from nnicompress.errors import InputErrors
 from nnicompress.models.resnet import resnet20
@@ -345,6 +346,29 @@ def test_a_users_own_model_loss_and_step_need_no_registration(here: Path) -> Non
     composed = compose_with_origin(wrong, config_dir=here)
     with pytest.raises(InputErrors, match="training_step 'short_step' must take"):
         check(composed.config, composed.origin)
+
+
+def test_what_a_quantizer_leaves_in_float_is_told_before_the_run(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "my_forward.py").write_text(
+        "from torch import nn\n"
+        "class Scaled(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return 2 * super().forward(x)\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), Scaled(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    (here / "model").mkdir()
+    (here / "model" / "mine.yaml").write_text("_target_: my_forward.Net\n")
+    composed = compose_with_origin(["recipe=qat_resnet", "model=mine"], config_dir=here)
+    report = check(composed.config, composed.origin)
+    (match,) = report.targets
+    assert match.modules == ("3",)
+    assert [line.partition(":")[0] for line in match.in_float] == ["1"]
+    print_check(report)
+    assert f"leaves in float {match.in_float[0]}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_checkpoint_is_read_and_must_fit(tmp_path: Path) -> None:
