@@ -159,7 +159,9 @@ def headline(report: Report) -> str:
     assert share is not None, "every phase has parameters"
     cost = f" with {100 * share:.0f} % of the {name}"
     if report.quantization is not None:
-        cost = f" with {100 * (found['size_ratio'] or 1):.0f} % of the bytes"
+        file = next((a for a in report.artifacts if a.latency and a.baseline_bytes), None)
+        size = found["size_ratio"] if file is None else file.bytes / (file.baseline_bytes or file.bytes)
+        cost = f" with {100 * (size or 1):.0f} % of the bytes"
     measured = speed_up(report)
     if measured is None:
         return f"Speed not measured,{cost}.{quality}"

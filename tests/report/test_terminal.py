@@ -60,7 +60,7 @@ def test_a_baseline_alone_has_no_ratios() -> None:
 
 def test_a_quantized_model_is_followed_from_float_to_the_file() -> None:
     text = shown(quantized_report())
-    assert text.startswith("2.00 times as fast at batch 32, with 26 % of the bytes.")
+    assert text.startswith("2.00 times as fast at batch 32, with 41 % of the bytes.")
     assert (
         "Accuracy: 98.0 % baseline → 97.0 % fake-quantized → 97.0 % frozen → 96.5 % model.onnx in onnxruntime." in text
     )
@@ -74,4 +74,8 @@ def test_a_quantized_model_is_followed_from_float_to_the_file() -> None:
 
 def test_integers_that_are_slower_are_said_first() -> None:
     slow = quantized_report(latency=(latency(1, 0.004), latency(32, 0.040)))
-    assert shown(slow).startswith("Not faster: 0.50 times the baseline's speed at batch 32, with 26 % of the bytes.")
+    assert shown(slow).startswith("Not faster: 0.50 times the baseline's speed at batch 32, with 41 % of the bytes.")
+    larger = quantized_report(bytes=4_920_000)
+    assert shown(larger).startswith("2.00 times as fast at batch 32, with 120 % of the bytes.")
+    unmeasured = quantized_report(latency=(), baseline_latency=())  # of the weights alone, as of any phase
+    assert " with 26 % of the bytes." in shown(unmeasured)
