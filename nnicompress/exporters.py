@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,3 +54,9 @@ def _place(error: BaseException) -> str:
             within = any(Path(f.filename).name == "module.py" and f.name == "_call_impl" for f in frames)
             return f" ({frame.filename}:{frame.lineno}: {frame.line})" if within and frame.line else ""
     return ""
+
+
+def forget_code(model: Any) -> None:
+    """Take out of an ONNX model (of onnx_ir) what its nodes have of their author: folders, lines of code, classes."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()

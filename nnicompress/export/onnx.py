@@ -17,7 +17,7 @@ from nnicompress.errors import ConfigError, JobError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export import onnx_qdq
 from nnicompress.export.program import capture_program
-from nnicompress.exporters import quiet, reason
+from nnicompress.exporters import forget_code, quiet, reason
 from nnicompress.quantization.frozen import QUANTIZE, FrozenModel
 
 TOLERANCE = 1e-3
@@ -83,8 +83,6 @@ def export_onnx(model: nn.Module, inputs: ModelInput, path: Path) -> None:
         translated = onnx_qdq.translate(model, inputs)
     else:
         translated = _translated(model, capture_program(model, inputs))
-    for node in translated.model.graph.all_nodes():  # each has where in whose files it was called, and the line itself
-        node.metadata_props.clear()
     translated.save(str(path), external_data=False)
 
 
@@ -124,6 +122,7 @@ def _translated(model: nn.Module, program: ExportedProgram) -> Any:
         with torch.no_grad(), quiet():
             translated = torch.onnx.export(program, dynamo=True, verbose=False)
         assert translated is not None
+        forget_code(translated.model)
         return translated
     except Exception as error:  # the exporter raises whatever its passes raise
         raise JobError(f"{type(model).__name__} can't be translated to ONNX: {reason(error)}") from error

@@ -16,7 +16,7 @@ from nnicompress.errors import JobError
 from nnicompress.evaluators.contract import ModelInput
 from nnicompress.export.float_layers import keep_in_float
 from nnicompress.export.program import capture_program
-from nnicompress.exporters import quiet, reason
+from nnicompress.exporters import forget_code, quiet, reason
 from nnicompress.quantization.frozen import DEQUANTIZE, QUANTIZE, FrozenModel, dequantize, integer_dtype, quantize, run
 from nnicompress.quantization.lowering import lower
 
@@ -45,6 +45,7 @@ def translate(frozen: FrozenModel, inputs: ModelInput) -> Any:
     except Exception as error:  # the exporter raises whatever its passes raise
         raise JobError(f"the quantized model can't be translated to ONNX: {reason(error)}") from error
     keep_in_float(translated.model.graph)
+    forget_code(translated.model)
     translated.model.metadata_props[QUANTIZED_VALUES] = json.dumps(_quantized_values(program, frozen))
     return translated
 

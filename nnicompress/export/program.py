@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from nnicompress.errors import JobError
@@ -30,7 +31,11 @@ def export_program(model: nn.Module, inputs: ModelInput, path: Path) -> None:
     """
     # Through memory: torch's own writer ends the whole process when a disk is full.
     content = io.BytesIO()
-    torch.export.save(capture_program(model, inputs), content)
+    program = capture_program(model, inputs)
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # the author's folders and lines of code
+    torch.export.save(program, content)
     path.write_bytes(content.getbuffer())
 
 

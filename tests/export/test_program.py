@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,14 @@ def test_other_outputs_are_noticed(tmp_path: Path) -> None:
     nn.init.constant_(other.bias, float("nan"))
     with pytest.raises(JobError, match="differs from the model by nan"):
         compare_outputs(other, model, batches, tolerance=1e-4, what="x")
+
+
+def test_the_file_says_nothing_of_the_folders_and_the_code_it_was_made_from(tmp_path: Path) -> None:
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self[0](x)
+
+    export_program(Twice(nn.Linear(3, 4)).eval(), ((torch.randn(2, 3),), {}), tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        written = b"".join(archive.read(name) for name in archive.namelist())
+    assert Path(__file__).name.encode() not in written and b"self[0](x)" not in written
