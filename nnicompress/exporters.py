@@ -57,6 +57,6 @@ def _place(error: BaseException) -> str:
 
 
 def forget_code(model: Any) -> None:
-    """Take out of an ONNX model (of onnx_ir) what its nodes have of their author: folders, lines of code, classes."""
+    """Take out of an ONNX model (of onnxscript.ir) what its nodes have of their author: folders, lines, classes."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

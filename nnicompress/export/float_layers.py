@@ -14,13 +14,13 @@ _BOUNDS = frozenset(("Relu", "Clip"))
 
 
 def keep_in_float(graph: Any) -> None:
-    """Fence off each layer of `graph` (of onnx_ir) with weights in float that stands between integers.
+    """Fence off each layer of `graph` (of onnxscript.ir) with weights in float that stands between integers.
 
     onnxruntime would round the weights of such a layer to 8 bits, with one scale for all of its channels
     (`WeightBiasQuantization`), and compute it in integers. It stops where anything but integers is in front: the
     maximum of one tensor, which costs one pass over it.
     """
-    import onnx_ir as ir
+    from onnxscript import ir
 
     for node in list(graph):
         if node.op_type not in _LAYERS or len(node.inputs) < 2:
