@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nnicompress.errors import JobError, UserError
 from nnicompress.evaluators.data_parallel import Alone
 from nnicompress.evaluators.losses import LossReader, loss_of
-from nnicompress.evaluators.null_optimizer import NullOptimizer
 from nnicompress.evaluators.precision import Precision, autocast
 from nnicompress.evaluators.preserve import random_states, set_random_states
 from nnicompress.evaluators.training_step import device_of, to_device
@@ -206,7 +205,6 @@ class _Run:
         self.loop, self.model, self.optimizers, self.schedulers = loop, model, optimizers, schedulers
         self.training_step, self.connection = training_step, loop._connection
         self.parallel = self.connection.parallel
-        self.dry = isinstance(optimizers[0], NullOptimizer)
         self.device, self.reader = device_of(model), LossReader()
         for scheduler in schedulers:
             validates = loop.validate_every == 1 and self.connection.evaluate is not None
@@ -266,7 +264,7 @@ class _Run:
         """Raise a JobError for the first loss that is not finite, among those that have arrived."""
         for loss, (step, epoch) in self.reader.flush() if wait else self.reader.ready():
             if not math.isfinite(loss):
-                if self.dry:
+                if self.connection.dry:
                     raise JobError(
                         f"the loss is {loss} on batch {step}, and no weight was changed on the way there; look for "
                         "such values in the data and in the weights"
